@@ -1,0 +1,8 @@
+"""The language models in NumPy, every gradient by hand; on a GPU the same source runs on CuPy.
+
+Reading order: arrays, rnn, lstm, gru, unroll, loss, optimizer, generate, model.
+"""
+
+from impl_numpy.model import create_model
+
+__all__ = ["create_model"]

@@ -1,0 +1,78 @@
+"""NumPy arrays, or CuPy's on a GPU. CuPy answers NumPy's functions for its own arrays (NEP 13, NEP 18), so the
+mathematics says `np` for both; only what makes a new array out of nothing asks the device's module."""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from shared.config import RuntimeConfig
+from shared.errors import ImplementationError
+
+Array = Any
+"""np.ndarray, or cupy.ndarray."""
+
+
+class Device(NamedTuple):
+    """Where arrays live, and the precision of the model."""
+
+    name: str
+    dtype: Any
+    module: ModuleType
+
+
+def open_device(runtime: RuntimeConfig) -> Device:
+    """The device that the user asked for; ImplementationError where there is none."""
+    kind, _, index = runtime.device.partition(":")
+    if kind != "cpu":
+        try:
+            import cupy
+
+            cupy.cuda.Device(int(index or 0)).use()
+            name = cupy.cuda.runtime.getDeviceProperties(int(index or 0))["name"].decode()
+            return Device(f"cuda:{index or 0} ({name})", np.dtype(runtime.dtype), cupy)
+        except Exception as error:  # noqa: BLE001 - CuPy missing, no driver, no such GPU: CUDA's own classes need CuPy
+            if kind == "cuda":
+                raise ImplementationError(
+                    f"NumPy runs on {runtime.device} through CuPy, which cannot: {error}. "
+                    "Install the extra `gpu`, or use --device cpu."
+                ) from None
+    return Device("cpu", np.dtype(runtime.dtype), np)
+
+
+def kernel(device: Device) -> str:
+    """What multiplies matrices here."""
+    if device.module is not np:
+        return f"CuPy {device.module.__version__}, cuBLAS"
+    blas = next((info for info in threadpool_info() if info["user_api"] == "blas"), None)
+    return f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip() if blas else "BLAS"
+
+
+def to_array(values: np.ndarray, device: Device) -> Array:
+    """Copy to the device; real numbers take the model's dtype."""
+    dtype = device.dtype if values.dtype.kind == "f" else values.dtype
+    return device.module.array(values, dtype=dtype)
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Copy to the host, contiguous."""
+    return np.array(array) if isinstance(array, np.ndarray) else array.get()
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) without overflow, and exact in the tails; NumPy has none."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def add_rows(table: Array, rows: Array, values: Array) -> None:
+    """table[rows[n]] += values[n] with repeated rows added up, which `table[rows] += values` would drop."""
+    if isinstance(table, np.ndarray):
+        order = np.argsort(rows, kind="stable")
+        present, starts = np.unique(rows[order], return_index=True)
+        table[present] += np.add.reduceat(values[order], starts, axis=0)  # ten times as fast as np.add.at
+    else:
+        import cupyx
+
+        cupyx.scatter_add(table, rows, values)

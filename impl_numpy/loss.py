@@ -1,0 +1,32 @@
+"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]."""
+
+import numpy as np
+
+from impl_numpy.arrays import Array
+
+
+def token_nats(logits: Array, targets: Array) -> Array:
+    """-log softmax(logits)[target] of each token, by log-sum-exp."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    picked = np.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0]
+    return np.log(np.exp(shifted).sum(-1)) - picked
+
+
+def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:
+    """Nats per unmasked token."""
+    return (token_nats(logits, targets) * mask).sum() / mask.sum()
+
+
+def mean_nats_backward(logits: Array, targets: Array, mask: Array) -> Array:
+    """Gradient of mean_nats at the logits: (softmax - one-hot) / tokens where unmasked, else 0."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    d_logits = exponentials / exponentials.sum(-1, keepdims=True)
+    picked = np.take_along_axis(d_logits, targets[..., None], axis=-1)
+    np.put_along_axis(d_logits, targets[..., None], picked - 1, axis=-1)
+    return d_logits * (mask / mask.sum(dtype=logits.dtype))[..., None].astype(logits.dtype)
+
+
+def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """Summed nats in float64, unmasked tokens, hits."""
+    nats = token_nats(logits, targets).sum(dtype=np.float64, where=mask)
+    return nats, mask.sum(), ((logits.argmax(-1) == targets) & mask).sum()

@@ -1,0 +1,8 @@
+"""The language models in PyTorch, gradients by autograd.
+
+Reading order: arrays, rnn, lstm, gru, unroll, loss, optimizer, generate, model.
+"""
+
+from impl_torch.model import create_model
+
+__all__ = ["create_model"]

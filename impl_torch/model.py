@@ -1,0 +1,192 @@
+"""The LanguageModel in PyTorch; the rules are in shared.contract."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from impl_torch.arrays import Array, kernel, open_device, to_array, to_numpy
+from impl_torch.generate import generate
+from impl_torch.loss import mean_nats, score
+from impl_torch.optimizer import clip_by_global_norm, global_norm, init_slots, update
+from impl_torch.unroll import CELLS, Record, layer_weights, unroll_layers
+from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.optimizers import slot_shapes
+from shared.parameters import check_arrays, parameter_shapes, state_shapes
+from shared.sampling import SamplingRule
+
+
+def create_model(
+    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+) -> LanguageModel:
+    """The model with all parameters zero."""
+    return Model(model, optimizer, vocabulary_size, runtime)
+
+
+class Model:
+    def __init__(
+        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    ) -> None:
+        self._model, self._optimizer, self._cell = model, optimizer, CELLS[model.cell]
+        self._place = open_device(runtime)
+        self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        self._shapes = parameter_shapes(model, vocabulary_size)
+        self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
+
+    def load_parameters(self, parameters: Arrays) -> None:
+        check_arrays("The parameters", parameters, self._shapes)
+        self._parameters = {name: self._array(parameters[name]).requires_grad_() for name in self._shapes}
+        self._slots = init_slots(self._optimizer, self._parameters)
+        self._step = torch.zeros((), dtype=torch.float64, device=self._place.handle)
+
+    def dump_parameters(self) -> dict[str, np.ndarray]:
+        return {name: to_numpy(value) for name, value in self._parameters.items()}
+
+    def load_optimizer(self, slots: Arrays, step: int) -> None:
+        shapes = slot_shapes(self._optimizer, self._shapes)
+        check_arrays("The optimizer's slots", slots, shapes)
+        self._slots = {name: self._array(slots[name]) for name in shapes}
+        self._step.fill_(step)
+
+    def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
+        return {name: to_numpy(value) for name, value in self._slots.items()}, int(self._step)
+
+    def initial_state(self, batch_size: int) -> State:
+        shapes = state_shapes(self._model, batch_size)
+        return self.load_state({name: np.zeros(shape) for name, shape in shapes.items()})
+
+    def load_state(self, arrays: Arrays) -> State:
+        batch_size = len(next(iter(arrays.values()), ()))
+        check_arrays("The state", arrays, state_shapes(self._model, batch_size))
+        fields, layers = self._cell.state._fields, range(self._model.num_layers)
+        return tuple(self._cell.state(*(self._array(arrays[f"{field}_l{k}"]) for field in fields)) for k in layers)
+
+    def dump_state(self, state: State) -> dict[str, np.ndarray]:
+        return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
+
+    @torch.no_grad()
+    def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        logits, state, _ = self._forward(self._array(tokens).T, state, record=False)
+        return to_numpy(logits.transpose(0, 1)), state
+
+    def loss_and_gradients(
+        self, batch: Batch, state: State, step: int | None = None
+    ) -> tuple[float, Gradients, State]:
+        start = map_state(lambda field: field.detach().clone().requires_grad_(), state)
+        loss, after = self._loss(Batch(*map(self._array, batch)), start)
+        fields = [field for layer in start for field in layer]
+        gradients = torch.autograd.grad(loss, [*self._parameters.values(), *fields])
+        parameters = dict(zip(self._shapes, map(to_numpy, gradients), strict=False))
+        d_fields = iter(gradients[len(self._shapes) :])
+        d_state = self.dump_state(map_state(lambda _: next(d_fields), start))
+        return loss.item(), Gradients(parameters, d_state), after
+
+    def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
+        stacked = Batch(*map(self._array, batches))
+        steps = []
+        for k, learning_rate in enumerate(learning_rates):
+            loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
+            steps.append((loss, norm, finite))
+        losses, norms, finites = (to_numpy(torch.stack(column)) for column in zip(*steps, strict=True))
+        return TrainingSteps(losses.astype(np.float64), norms, finites, state)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batch, state: State) -> Evaluation:
+        stacked = Batch(*map(self._array, batches))
+        sums = torch.zeros(3, dtype=torch.float64, device=self._place.handle)
+        for k in range(len(batches.tokens)):
+            batch = at(stacked, k)
+            logits, state, _ = self._forward(batch.tokens.T, zero_rows(state, batch.reset), record=False)
+            sums += torch.stack([each.double() for each in score(logits, batch.targets.T, batch.mask.T)])
+        nats, tokens, hits = sums.tolist()
+        return Evaluation(nats, int(tokens), int(hits), state)
+
+    @torch.no_grad()
+    def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
+        tokens, _, _, reset = map(self._array, batch)
+        logits, _, records = self._forward(tokens.T, zero_rows(state, reset), record=True)
+        traced = {
+            f"{field}_l{k}": value.transpose(0, 1)
+            for k, record in enumerate(records)
+            if record
+            for field, value in {**record.gates._asdict(), **record.states._asdict()}.items()
+        }
+        return {name: to_numpy(value) for name, value in {**traced, "logits": logits.transpose(0, 1)}.items()}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: np.ndarray,
+        prompt_lengths: np.ndarray,
+        uniforms: np.ndarray,
+        rule: SamplingRule,
+        forced: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> np.ndarray:
+        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
+        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        draws = torch.tensor(uniforms, device=self._place.handle)
+        arrays = [self._array(each) for each in (prompt, prompt_lengths)]
+        permitted = None if allowed is None else self._array(allowed)
+        state = self.initial_state(len(prompt))
+        return to_numpy(generate(self._advance, state, *arrays, draws, rule, self._array(free), permitted))
+
+    def _array(self, values: np.ndarray) -> Array:
+        return to_array(values, self._place)
+
+    def _inputs(self, tokens: Array) -> Array:
+        embedding = self._parameters.get("embedding.weight")
+        return tokens if embedding is None else torch.nn.functional.embedding(tokens, embedding)
+
+    def _weights(self) -> list[Any]:
+        return [layer_weights(self._cell, self._parameters, k) for k in range(self._model.num_layers)]
+
+    def _forward(self, tokens: Array, state: State, record: bool) -> tuple[Array, State, list[Record | None]]:
+        """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
+        outputs, state, records = unroll_layers(self._cell, self._inputs(tokens), state, self._weights(), record)
+        decoder = self._parameters["decoder.weight"], self._parameters["decoder.bias"]
+        return torch.nn.functional.linear(outputs, *decoder), state, records
+
+    def _advance(self, tokens: Array, state: State) -> tuple[Array, State]:
+        """tokens [B] -> logits [B, V], state."""
+        logits, state, _ = self._forward(tokens[None], state, record=False)
+        return logits[0], state
+
+    def _loss(self, batch: Batch, state: State) -> tuple[Array, State]:
+        """Mean nats of the batch, and the state after it, detached."""
+        logits, after, _ = self._forward(batch.tokens.T, zero_rows(state, batch.reset), record=False)
+        return mean_nats(logits, batch.targets.T, batch.mask.T), map_state(torch.Tensor.detach, after)
+
+    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, Array, Array, State]:
+        loss, after = self._loss(batch, state)
+        grads = torch.autograd.grad(loss, list(self._parameters.values()))
+        with torch.no_grad():
+            gradients = dict(zip(self._shapes, grads, strict=True))
+            norm = global_norm(gradients)
+            finite = loss.isfinite() & norm.isfinite()
+            clipped = clip_by_global_norm(gradients, norm, self._optimizer.clip_norm)
+            update(self._optimizer, self._parameters, clipped, self._slots, self._step, finite, learning_rate)
+            self._step += finite
+        return loss.detach(), norm, finite, keep(finite, after, state)
+
+
+def map_state(function: Any, state: State) -> State:
+    """A function of every field of every layer's state."""
+    return tuple(type(layer)(*map(function, layer)) for layer in state)
+
+
+def zero_rows(state: State, reset: Array) -> State:
+    """The state with the rows zeroed where reset [B] is True."""
+    return map_state(lambda field: field.masked_fill(reset[:, None], 0), state)
+
+
+def keep(finite: Array, after: State, before: State) -> State:
+    """The state after the step, or the one before it where the step was not finite."""
+    fields = iter([field for layer in before for field in layer])
+    return map_state(lambda field: torch.where(finite, field, next(fields)), after)
+
+
+def at(batches: Batch, k: int) -> Batch:
+    """One batch out of a stack."""
+    return Batch(*(each[k] for each in batches))

@@ -1,0 +1,161 @@
+"""The one contract that impl_numpy, impl_torch, impl_jax and impl_tf fulfil. Start reading here.
+
+Axes: B batch, T time, V vocabulary, E embedding, H hidden units, I inputs of a layer, G gates, K stacked batches,
+P prompt, N generated tokens. NumPy arrays cross this border, framework arrays never do. A recurrent state is opaque: the
+runner carries it from call to call and looks inside only through `dump_state`. Losses are in nats (natural logarithms).
+Every function is deterministic: the same call on the same device gives the same bits.
+
+Time runs to the right and so does padding: `mask` is False only at the end of a row. A padded step is computed like any
+other and weighs nothing, so no real step ever sees it, its gradient is exactly zero, and shapes stay fixed.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.sampling import SamplingRule
+
+Array = np.ndarray
+Arrays = Mapping[str, np.ndarray]
+"""Canonical names to arrays, in the order of `shared.parameters.parameter_shapes`."""
+State = Any
+"""The recurrent state of every layer and row, on the device; opaque."""
+
+
+class Batch(NamedTuple):
+    """One training batch; stacked batches have one more leading axis K."""
+
+    tokens: Array  # int32 [B, T]
+    targets: Array  # int32 [B, T], or [B] for many-to-one
+    mask: Array  # bool [B, T], False where padded
+    reset: Array  # bool [B], True where the row starts from the zero state
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the mean loss of one batch; exactly zero where a row was reset or a token was not used."""
+
+    parameters: dict[str, Array]  # as the parameters
+    initial_state: dict[str, Array]  # as `dump_state`
+
+
+class TrainingSteps(NamedTuple):
+    """What K training steps report, and the state after the last one."""
+
+    losses: Array  # float64 [K], nats per unmasked token, before each update
+    gradient_norms: Array  # float64 [K], global, before clipping
+    finite: Array  # bool [K]: False means that the step changed neither parameters, optimizer nor state
+    state: State
+
+
+class Evaluation(NamedTuple):
+    """Sums over the unmasked tokens of the batches, and the state after the last one."""
+
+    nats: float
+    tokens: int
+    hits: int  # tokens whose target had the greatest logit
+    state: State
+
+
+class LanguageModel(Protocol):
+    """A recurrent language model with its optimizer, in one framework, on one device.
+
+    Errors: `ParameterError` where given arrays do not fit. Batches are the caller's duty: `shared.batching` makes
+    them valid, and a token outside 0..V-1 is undefined.
+    """
+
+    device: str  # "cpu", or "cuda:0 (NVIDIA H200)"
+    engine: str  # "scratch": the cell written out, unrolled by the framework
+    kernel: str  # what multiplies and loops, e.g. "lax.scan, XLA"
+
+    def load_parameters(self, parameters: Arrays) -> None:
+        """Copy in, cast to the model's dtype. `ParameterError` names what is missing, unexpected, misshapen."""
+
+    def dump_parameters(self) -> dict[str, Array]:
+        """Copy out, canonical and contiguous; a round trip changes nothing."""
+
+    def load_optimizer(self, slots: Arrays, step: int) -> None:
+        """Take over an optimizer's state after `step` updates: names are "<slot>.<parameter>"."""
+
+    def dump_optimizer(self) -> tuple[dict[str, Array], int]:
+        """The optimizer's slots and the number of updates made: a run can change framework and not notice."""
+
+    def initial_state(self, batch_size: int) -> State:
+        """The zero state for `batch_size` rows."""
+
+    def load_state(self, arrays: Arrays) -> State:
+        """A state from "hidden_l0" [B, H], "cell_l0" [B, H], ..."""
+
+    def dump_state(self, state: State) -> dict[str, Array]:
+        """The inverse of `load_state`."""
+
+    def logits(self, tokens: Array, state: State) -> tuple[Array, State]:
+        """tokens [B, T] -> unnormalised log-probabilities [B, T, V] and the state after them."""
+
+    def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
+        """Mean cross-entropy in nats per unmasked token, its gradients (not clipped; truncated at the batch's
+        border), and the state after the batch. `step` chooses the dropout masks; None: no dropout."""
+
+    def train_steps(self, batches: Batch, state: State, learning_rates: Array) -> TrainingSteps:
+        """K steps without leaving the device: gradients, clip by global norm, update; the state is carried, not its
+        gradient. batches: stacked [K, B, T]; learning_rates: float64 [K]."""
+
+    def evaluate(self, batches: Batch, state: State) -> Evaluation:
+        """Sums over stacked batches, accumulated in float64; no parameter changes."""
+
+    def trace(self, batch: Batch, state: State) -> dict[str, Array]:
+        """Every gate and state of every layer and step, "<field>_l<k>" [B, T, H], and "logits" [B, T, V]: with the
+        fields of the cell's State and Gates."""
+
+    def generate(
+        self,
+        prompt: Array,
+        prompt_lengths: Array,
+        uniforms: Array,
+        rule: SamplingRule,
+        forced: Array | None = None,
+        allowed: Array | None = None,
+    ) -> Array:
+        """Read the prompts from the zero state, then write; the loop runs on the device.
+
+        prompt int32 [B, P], right-padded; prompt_lengths int32 [B], at least 1; uniforms float64 [B, N] in [0, 1);
+        forced int32 [B, N], -1 where free; allowed bool [N, V], at least one True a row. A row repeats `rule.end`
+        once it has written it. Returns int32 [B, N]; the rule is `shared.sampling`.
+        """
+
+
+CreateModel = Callable[[ModelConfig, OptimizerConfig, int, RuntimeConfig], LanguageModel]
+"""What each implementation exports: create_model(model, optimizer, vocabulary_size, runtime), parameters all zero."""
+
+CONVENTIONS = """
+Canonical names, shapes and conventions. G is 1 for rnn, 4 for lstm, 3 for gru. Layer k reads I inputs: E (or V for
+one-hot input) at layer 0, H above. A weight [out, in] multiplies from the left, as in PyTorch.
+
+name                    shape       exists for            convention
+embedding.weight        [V, E]      embedding_size > 0    row = token; the PAD row is a row like any other
+rnn.weight_ih_l{k}      [G*H, I]    rnn lstm gru          gates stacked along axis 0: lstm i f g o; gru r z n.
+                                                          One-hot input: I = V, a token picks a column
+rnn.weight_hh_l{k}      [G*H, H]    rnn lstm gru          same order
+rnn.bias_l{k}           [G*H]       rnn lstm gru          one bias; libraries with two hold it in the first
+rnn.bias_hn_l{k}        [H]         gru, reset after      inside the reset product: n = tanh(W x + b + r (U h + b_hn))
+(none)                              gru, reset before     n = tanh(W x + b + U (r h)): no bias_hn
+rnn.weight_ih_l{k}      [H, I]      wrnn                  U: inputs to the first half, a = s(U x + W a' + s1)
+rnn.weight_hh_l{k}      [H, H]      wrnn                  W: a' to a (' = the step before)
+rnn.bias_l{k}           [H]         wrnn                  s1
+rnn.weight_ab_l{k}      [H, H]      wrnn                  V: a to b,  b = s(V a + R a' + T b' + s2)
+rnn.weight_skip_l{k}    [H, H]      wrnn                  R: a' to b
+rnn.weight_bb_l{k}      [H, H]      wrnn                  T: b' to b
+rnn.bias_b_l{k}         [H]         wrnn                  s2
+rnn.residual_l{k}       [H, I]      residual, I != H      layer k adds its input, projected; no array where I = H
+decoder.weight          [V, H]      not tied              tied weights: embedding.weight serves (E = H)
+decoder.bias            [V]         always
+
+state                   "hidden_l{k}" [B, H]; lstm also "cell_l{k}"; wrnn "first_l{k}" (a) and "hidden_l{k}" (b)
+gru update gate z       keeps: h = (1 - z) n + z h'
+lstm                    c = f c' + i g, h = o tanh(c)
+many-to-one             logits [B, V] of the last unmasked step, targets [B]
+loss                    sum(nats * mask) / sum(mask) over the whole batch
+clip by global norm     g * c / max(norm, c), norm over every parameter
+optimizer slots         "<slot>.<parameter>", PyTorch's slot names (shared.optimizers)
+"""

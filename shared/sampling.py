@@ -1,0 +1,36 @@
+"""The sampling rule, the same in every implementation, computed in float64 whatever the model's dtype:
+
+1. l = logits / temperature; where `allowed` is False, l = -inf.
+2. Sort l descending, ties by the lower token.
+3. Keep the first top_k; of those, renormalised, keep each whose predecessors hold less than top_p (the first always).
+4. Add up exp(l - max) in that order, and take the first token whose sum exceeds uniform * total.
+
+Temperature 0 takes the greatest allowed logit, ties to the lowest token, and needs no uniform. A forced token replaces
+the drawn one. A row that has written `end` repeats it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.config import SamplingConfig
+from shared.random_bits import uniforms
+
+
+class SamplingRule(NamedTuple):
+    """What the rule needs to know beside the logits; plain numbers, so that a new value compiles nothing anew."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # 1: all
+    end: int = -1  # the token after which a row repeats itself; -1: none
+
+
+def sampling_rule(config: SamplingConfig, end: int = -1) -> SamplingRule:
+    """The rule that a configuration asks for."""
+    return SamplingRule(config.temperature, config.top_k, config.top_p, end)
+
+
+def sampling_uniforms(seed: int, rows: int, length: int) -> np.ndarray:
+    """float64 [rows, length]; a row's numbers depend on neither the other rows nor the length."""
+    return np.stack([uniforms(seed, f"sample.{row}", length) for row in range(rows)])
