@@ -42,9 +42,10 @@ def update(
 ) -> tuple[Arrays, Arrays]:
     """The update after `step` others -> new parameters and slots; where not finite, nothing changes.
 
-    torch's fused kernels leave everything alone where `found_inf` is 1, so no number travels to the host.
+    torch's fused kernels leave everything alone where `found_inf` is 1, so no number travels to the host. They also read
+    a gradient in the parameter's memory order, whatever its own: a transposed one would be applied scrambled.
     """
-    values, grads = list(parameters.values()), [gradients[name] for name in parameters]
+    values, grads = list(parameters.values()), [gradients[name].contiguous() for name in parameters]
     moments = [[slots[f"{slot}.{name}"] for name in parameters] for slot in SLOTS[optimizer.optimizer]]
     found_inf = (~finite).float()
     if optimizer.optimizer == "sgd":

@@ -5,7 +5,9 @@ A message says what was expected, what came, where, and what to do.
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; exit status 2."""
+    """A mistake in what the user gave."""
+
+    exit_status = 2
 
 
 class ConfigError(UserError):
@@ -30,3 +32,9 @@ class CheckpointError(UserError):
 
 class ImplementationError(UserError):
     """An implementation, engine or device that cannot run here."""
+
+
+class NotFiniteError(UserError):
+    """Training broke down: a loss or a gradient is infinite or not a number."""
+
+    exit_status = 1

@@ -1,0 +1,39 @@
+"""`python -m runner [COMMAND] ...`: parse, set the environment, and only then import what computes."""
+
+import importlib
+import sys
+
+from shared.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. The exit status: 0 done, 1 a check failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and dispatch: the module of a command has the command's name."""
+    from runner import cli, environment
+
+    if arguments[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"rosetta-rnn {version('rosetta-rnn')}")
+        return 0
+    options = cli.parse(arguments)
+    name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
+    several = name in ("check", "compare", "doctor")
+    environment.prepare(getattr(options, "runtime", cli.RuntimeConfig(device="cpu")), 2 if several else 1)
+    status: int = importlib.import_module(f"runner.{name}").run(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The command line: what each command takes. Parsed before NumPy or a framework loads, so nothing heavy is imported
+here; options that decide an experiment live in shared.config, and tyro turns the dataclasses into flags."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from shared.config import (
+    CorpusConfig,
+    Implementation,
+    ModelConfig,
+    OptimizerConfig,
+    Reader,
+    RuntimeConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+DTYPE_HELP = "Precisions to check: float64 proves the mathematics, float32 the rounding."
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one implementation: progress, held-out loss, early stopping, checkpoints, samples. Ctrl-C saves first."""
+
+    impl: Implementation = "numpy"
+    """Implementation."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    run_dir: Path | None = None
+    """Folder for this run, must not exist yet; default: runs/<corpus>-<cell>-<impl>."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with its options; only --impl --engine --device --threads --epochs
+    --max-steps may change."""
+    prompt: str = ""
+    """The samples at the end go on from this text."""
+    length: int = 300
+    """Tokens of each sample at the end."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Write text with any checkpoint, in any implementation."""
+
+    checkpoint: Annotated[Path, tyro.conf.arg(help="A .safetensors file, or a run directory (its best checkpoint).")]
+    impl: Implementation = "numpy"
+    """Implementation; any, whichever trained the checkpoint."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    start_characters: str = ""
+    """One text from each of these characters."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Held-out loss, perplexity, bits per character and accuracy of any checkpoint, in any implementation."""
+
+    checkpoint: Annotated[Path, tyro.conf.arg(help="A .safetensors file, or a run directory (its best checkpoint).")]
+    impl: Implementation = "numpy"
+    """Implementation; any, whichever trained the checkpoint."""
+    corpus: str = ""
+    """Another corpus or file; default: the one the checkpoint was trained on."""
+    reader: Reader = "auto"
+    """How to read a file of yours; auto looks at its lines."""
+    data_dir: Path | None = None
+    """Folder with copies of the named corpora; also ROSETTA_DATA_DIR."""
+    json: Path | None = None
+    """Write the figures to this file."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Prove that implementations agree with the NumPy reference: logits, loss, states, every gradient of every
+    parameter, 50 optimizer steps, sampled tokens. Exit status 1 where they do not."""
+
+    impl: str = "all"
+    """Implementations with commas between, or all that are installed."""
+    cell: Literal["all", "rnn", "lstm", "gru"] = "all"
+    """Cells to check."""
+    dtype: Annotated[Literal["float64", "float32", "both"], tyro.conf.arg(help=DTYPE_HELP)] = "both"
+    device: str = "cpu"
+    """cpu, cuda or cuda:N for the implementations; the reference stays on the processor."""
+    json: Path | None = None
+    """Write the table to this file."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Check, train from identical weights on identical batches, sample and time every installed implementation, each
+    in a process of its own; one table and one HTML page."""
+
+    impl: str = "all"
+    """Implementations with commas between, or all that are installed."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=500, learning_rate=2e-3))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    run_dir: Path | None = None
+    """Folder for the page, must not exist yet; default: runs/compare-<corpus>-<cell>."""
+    prompt: str = ""
+    """The samples go on from this text."""
+    json: Path | None = None
+    """Write what the page shows to this file, too."""
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The named corpora: list them, fetch and verify one, show one."""
+
+    action: Annotated[Literal["list", "fetch", "verify", "show"], tyro.conf.Positional] = "list"
+    """What to do."""
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """A name from the list; show also takes a file of yours."""
+    data_dir: Path | None = None
+    """Folder with copies of the named corpora; also ROSETTA_DATA_DIR."""
+    reader: Reader = "auto"
+    """How to read a file of yours; auto looks at its lines."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Versions, devices, matrix kernels, threads, fonts; what is missing and how to install it."""
+
+
+COMMANDS = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "check": Check,
+    "compare": Compare,
+    "corpora": Corpora,
+    "doctor": Doctor,
+}
+Options = Train | Sample | Evaluate | Check | Compare | Corpora | Doctor
+
+DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
+by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""
+
+
+def parse(arguments: list[str], default: Train | None = None) -> Options:
+    """The command and its options; tyro exits with status 2 and says what is wrong where they cannot be."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["train", *arguments]
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    if arguments[0] in COMMANDS:
+        command = COMMANDS[arguments[0]]
+        parsed: Options = tyro.cli(
+            command, prog=f"python -m runner {arguments[0]}", args=arguments[1:], config=config,
+            **({"default": default} if default else {}),
+        )  # fmt: skip
+        return parsed
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="python -m runner", description=DESCRIPTION, args=arguments, config=config
+    )
+    raise AssertionError("unreachable: every command was handled above, and anything else exits")

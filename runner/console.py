@@ -1,0 +1,29 @@
+"""What the user sees: one console, tables, and text that cannot steer the terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Control characters shown, not obeyed: a corpus or a prompt may hold escape sequences."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str, style: str = "") -> None:
+    """Print plain text; nothing in it is markup."""
+    console.print(Text(printable(text), style=style))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """Print a table, its numbers (`right`) aligned; East Asian characters count as two columns."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text.from_markup(cell) if cell.startswith("[bold") else Text(printable(cell)) for cell in row))
+    console.print(table)

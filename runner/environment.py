@@ -1,0 +1,36 @@
+"""Settings that are read once, when NumPy or a framework loads: so this runs first, and needs the standard library only.
+
+Every implementation has its own way to limit threads (JAX heeds NPROC, not OMP). Passive waiting, because OpenMP's
+spinning threads starve a machine that is shared.
+"""
+
+import os
+
+from shared.config import RuntimeConfig
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(runtime: RuntimeConfig, workers: int = 1) -> None:
+    """Set the environment for this process and its children; what the user has set stays."""
+    for name, value in (settings(runtime, workers) | quiet(runtime)).items():
+        os.environ.setdefault(name, value)
+
+
+def settings(runtime: RuntimeConfig, workers: int = 1) -> dict[str, str]:
+    """Threads and waiting policy; empty with --no-tuning."""
+    if not runtime.tuning:
+        return {}
+    count = str(runtime.threads or max(1, available_cores() // workers))
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+    return {**dict.fromkeys(names, count), "TF_NUM_INTEROP_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def quiet(runtime: RuntimeConfig) -> dict[str, str]:
+    """Framework chatter off; one GPU's memory shared, not seized; no GPU looked for where none was asked for."""
+    gpu = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"} if runtime.device == "cpu" else {}
+    return {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"} | gpu | hidden

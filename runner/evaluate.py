@@ -1,0 +1,47 @@
+"""`evaluate`: held-out figures of any checkpoint, on any corpus, in any implementation."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+from runner.cli import Evaluate
+from runner.console import say, show_table
+from runner.experiment import Experiment, evaluate, held_out_batches, stack_size
+from runner.sample import model_of, open_checkpoint
+from shared.checkpoint import Checkpoint
+from shared.config import CorpusConfig, ModelConfig, TrainingConfig, from_json
+from shared.corpora import load_corpus, split
+from shared.files import write_atomically
+
+
+def run(options: Evaluate) -> int:
+    """Print, and write where asked."""
+    path, checkpoint = open_checkpoint(options.checkpoint)
+    experiment = held_out_of(checkpoint, options)
+    model = model_of(checkpoint, options.impl, options.runtime)
+    training = from_json(TrainingConfig, checkpoint.config.get("training"))
+    config = from_json(ModelConfig, checkpoint.config.get("model"))
+    score = evaluate(model, experiment, stack_size(config, len(checkpoint.vocabulary), training, model.device))
+    figures = {
+        "loss": score.loss,
+        "perplexity": score.perplexity,
+        "bits_per_character": score.bits_per_character,
+        "accuracy": score.accuracy,
+        "unigram_perplexity": math.exp(experiment.unigram_loss),
+    }
+    place = {"impl": options.impl, "engine": model.engine, "kernel": model.kernel, "device": model.device}
+    say(f"{path} on the held-out part of {experiment.corpus.name}: {options.impl} ({model.engine}) on {model.device}")
+    show_table("", ("measure", "value"), [(name.replace("_", " "), f"{value:.4f}") for name, value in figures.items()], (1,))
+    if options.json:
+        write_atomically(options.json, json.dumps({**place, **asdict(score), **figures}, indent=1) + "\n")
+    return 0
+
+
+def held_out_of(checkpoint: Checkpoint, options: Evaluate) -> Experiment:
+    """The text to be read, in the checkpoint's own symbols."""
+    stored = from_json(CorpusConfig, checkpoint.config.get("corpus"))
+    given = {"corpus": options.corpus, "reader": options.reader} if options.corpus else {}
+    corpus = load_corpus(replace(stored, data_dir=options.data_dir or stored.data_dir, **given))
+    training = from_json(TrainingConfig, checkpoint.config.get("training"))
+    parts = [held_out_batches(corpus.poems, part, checkpoint.vocabulary, training) for part in split(corpus)]
+    return Experiment(corpus, checkpoint.vocabulary, *parts)

@@ -1,0 +1,77 @@
+"""The implementations, by name only: each is imported when a model is asked for, never before."""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.contract import LanguageModel
+from shared.errors import ConfigError, ImplementationError
+
+
+class Entry(NamedTuple):
+    """What must be there for an implementation to run."""
+
+    title: str
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...]
+    extra: str
+
+
+IMPLEMENTATIONS = {
+    "numpy": Entry("NumPy", ("numpy",), ("numpy",), ""),
+    "torch": Entry("PyTorch", ("torch",), ("torch",), "torch"),
+    "jax": Entry("JAX", ("jax", "optax"), ("jax", "jaxlib", "optax"), "jax"),
+    "tf": Entry("TensorFlow", ("tensorflow",), ("tensorflow",), "tf"),
+}
+
+
+def create_model(
+    impl: str, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+) -> LanguageModel:
+    """A model of the named implementation; ImplementationError says which extra to install."""
+    require(impl)
+    created: LanguageModel = importlib.import_module(f"impl_{impl}").create_model(
+        model, optimizer, vocabulary_size, runtime
+    )
+    return created
+
+
+def require(impl: str) -> None:
+    """ImplementationError unless the implementation's framework is installed."""
+    entry = IMPLEMENTATIONS[impl]
+    if missing := [name for name in entry.modules if find_spec(name) is None]:
+        raise ImplementationError(
+            f"--impl {impl} needs {' and '.join(missing)}, not installed here. Install with: pip install "
+            f"'rosetta-rnn[{entry.extra}]' (in a checkout: pip install -c constraints.txt -e '.[{entry.extra}]')."
+        )
+
+
+def installed() -> list[str]:
+    """Names of the implementations that can be imported, NumPy, the reference, first."""
+    return [name for name, entry in IMPLEMENTATIONS.items() if all(map(find_spec, entry.modules))]
+
+
+def chosen(names: str) -> list[str]:
+    """The implementations that `--impl torch,jax` names, or all that are installed; NumPy, the reference, first."""
+    if names == "all":
+        return installed()
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    if not given or (unknown := sorted(set(given) - set(IMPLEMENTATIONS))):
+        wrong = f"unknown {', '.join(unknown)}" if given else "none given"
+        raise ConfigError(f"--impl: {wrong}; choose among {', '.join(IMPLEMENTATIONS)} (comma between), or all.")
+    for name in given:
+        require(name)
+    return [name for name in IMPLEMENTATIONS if name in given]
+
+
+def versions(impl: str) -> dict[str, str]:
+    """Distribution -> version of what the implementation stands on, and of NumPy."""
+    found = {}
+    for name in ("numpy", *IMPLEMENTATIONS[impl].distributions):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a framework built from source need not be a distribution
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,278 @@
+"""`train`: one implementation learns a corpus. What it leaves is a run directory; the state of the run at any moment is
+`Progress` and the model, so that stopping and going on are the same as never stopping."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from runner.cli import Train
+from runner.console import console, say
+from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
+from runner.interruption import Interruption, interruption
+from runner.progress import training_progress
+from runner.registry import create_model, versions
+from runner.rundir import RunDirectory
+from runner.sample import write_texts
+from shared.checkpoint import Checkpoint
+from shared.config import SamplingConfig, to_json
+from shared.contract import LanguageModel, TrainingSteps
+from shared.errors import NotFiniteError
+from shared.evaluation import Score
+from shared.parameters import initial_parameters
+
+TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    index: int = 0  # batches of this epoch already trained on
+    step: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    waited: int = 0  # epochs since the best
+    lines: int = 0  # lines of metrics.jsonl
+    seconds: float = 0.0  # spent training, evaluation apart
+    reason: str = ""  # why it ended; empty while it runs
+
+
+class Run:
+    """A model, its corpus and its directory, on the way."""
+
+    def __init__(self, options: Train, experiment: Experiment, model: LanguageModel, folder: RunDirectory) -> None:
+        self.options, self.experiment, self.model, self.folder = options, experiment, model, folder
+        self.progress = Progress()
+        self.state = model.initial_state(options.training.batch_size)
+        self.size = stack_size(options.model, len(experiment.vocabulary), options.training, model.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.experiment.training)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends unless it stops early."""
+        every = self.options.training.epochs * self.steps_per_epoch
+        return min(every, self.options.training.max_steps or every)
+
+    def train(self, stop: Interruption) -> None:
+        """Epoch after epoch until there is a reason to end."""
+        with training_progress(self.last_step, self.progress.step) as bar:
+            while not self.progress.reason:
+                for steps, tokens_per_second in self.epoch(stop):
+                    bar.show(self.progress, self.options.training, steps, tokens_per_second)
+                if stop.requested:
+                    return
+                bar.say(self.end_epoch())
+
+    def epoch(self, stop: Interruption) -> Iterator[tuple[TrainingSteps, float]]:
+        """The rest of the epoch, a stack a call."""
+        progress, first = self.progress, self.progress.index
+        end = min(self.steps_per_epoch, first + self.last_step - progress.step)
+        for stacked in stacks(self.experiment.training, progress.epoch, first, end, self.size):
+            started = time.perf_counter()
+            rates = np.full(len(stacked.tokens), self.options.training.learning_rate)
+            steps = self.model.train_steps(stacked, self.state, rates)
+            seconds = time.perf_counter() - started
+            self.advance(steps, seconds, int(stacked.mask.sum()) / seconds)
+            yield steps, int(stacked.mask.sum()) / seconds
+            if stop.requested:
+                return
+
+    def advance(self, steps: TrainingSteps, seconds: float, tokens_per_second: float) -> None:
+        """Take over the state, log each step, and stop where numbers went wrong."""
+        progress, count = self.progress, len(steps.losses)
+        lines = [
+            metric(progress.step + k + 1, progress.epoch, "train", float(steps.losses[k]))
+            | {
+                "learning_rate": self.options.training.learning_rate,
+                "gradient_norm": float(steps.gradient_norms[k]),
+                "tokens_per_second": round(tokens_per_second, 1),
+            }
+            for k in range(count)
+        ]
+        if not steps.finite.all():
+            wrong = progress.step + int(np.argmin(steps.finite)) + 1
+            raise NotFiniteError(
+                f"Step {wrong}: the loss or a gradient is not a finite number, so the parameters were left as they were. "
+                f"Lower --learning-rate ({self.options.training.learning_rate:g}) or --clip-norm "
+                f"({self.options.optimizer.clip_norm:g}). The last checkpoint is {self.folder.last}."
+            )
+        self.state = steps.state
+        progress.step += count
+        progress.index += count
+        progress.seconds += seconds
+        self.log(lines)
+
+    def end_epoch(self) -> str:
+        """Evaluate, keep the best, decide whether to go on, save; the line to show."""
+        progress, training = self.progress, self.options.training
+        score = evaluate(self.model, self.experiment, self.size)
+        self.log([metric(progress.step, progress.epoch, "held-out", score.loss, score.bits_per_character)])
+        better = score.loss < progress.best_loss
+        progress.waited = 0 if better else progress.waited + 1
+        if better:
+            progress.best_loss, progress.best_step = score.loss, progress.step
+        if progress.index >= self.steps_per_epoch:
+            progress.epoch, progress.index = progress.epoch + 1, 0
+        progress.reason = self.reason_to_end(training.patience)
+        self.save(best=better)
+        mark = "best so far" if better else f"no better for {progress.waited}"
+        epoch = progress.step / self.steps_per_epoch
+        return f"epoch {epoch:g}  step {progress.step}  held-out {describe(score)}  ({mark})"
+
+    def reason_to_end(self, patience: int) -> str:
+        """Why the run is over, or nothing."""
+        if self.progress.step >= self.last_step:
+            return "finished"
+        if patience and self.progress.waited >= patience:
+            return f"no better held-out loss for {patience} epochs"
+        return ""
+
+    def log(self, lines: list[dict[str, Any]]) -> None:
+        self.folder.log(lines)
+        self.progress.lines += len(lines)
+
+    def save(self, best: bool = False) -> None:
+        """Write the checkpoint(s): everything that going on needs."""
+        slots, step = self.model.dump_optimizer()
+        config = {name: to_json(getattr(self.options, name)) for name in ("model", "optimizer", "training", "corpus")}
+        checkpoint = Checkpoint(
+            parameters=self.model.dump_parameters(),
+            slots=slots,
+            step=step,
+            state=self.model.dump_state(self.state),
+            config=config,
+            vocabulary=self.experiment.vocabulary,
+            progress=asdict(self.progress) | {"best_loss": finite_or_none(self.progress.best_loss)},
+        )
+        self.folder.save(checkpoint, best)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand where the checkpoint stood."""
+        self.model.load_parameters(checkpoint.parameters)
+        self.model.load_optimizer(checkpoint.slots, checkpoint.step)
+        self.state = self.model.load_state(checkpoint.state)
+        best = checkpoint.progress["best_loss"]
+        self.progress = Progress(**checkpoint.progress | {"best_loss": math.inf if best is None else best})
+        self.progress.reason = self.reason_to_end(self.options.training.patience)
+        self.folder.cut_metrics(self.progress.lines)
+
+
+def run(options: Train) -> int:
+    """Train, or go on training; exit status 130 or 143 where a signal ended it, after saving."""
+    experiment = prepare(options.corpus, options.training)
+    model = create_model(options.impl, options.model, options.optimizer, len(experiment.vocabulary), options.runtime)
+    model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
+    folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
+    run_ = Run(options, experiment, model, folder)
+    if options.resume:
+        run_.restore(folder.load_last())
+    introduce(run_)
+    with interruption() as stop:
+        run_.train(stop)
+    if stop.requested:
+        run_.save()
+        say(f"Stopped at step {run_.progress.step}, saved. Go on with: python -m runner --resume {folder.path}")
+        return 128 + stop.requested
+    finish(run_)
+    return 0
+
+
+def introduce(run_: Run) -> None:
+    """Say what is about to happen, and keep it in the run directory."""
+    options, model, facts = run_.options, run_.model, run_.experiment.facts()
+    run_.folder.write_config(describe_run(options, model, facts))
+    say(f"{options.impl} ({model.engine}: {model.kernel}) on {model.device}, {options.runtime.dtype}", "bold")
+    say(
+        f"{facts['name']} ({facts['reader']}): {facts['training_tokens']:,} training and {facts['held_out_tokens']:,} "
+        f"held-out tokens, {facts['vocabulary_size']} symbols; a unigram model has perplexity "
+        f"{facts['unigram_perplexity']:.1f}"
+    )
+    if left_out := getattr(run_.experiment.training, "left_out", 0):
+        say(f"{left_out} poems longer than --seq-length {options.training.seq_length} are left out", "yellow")
+    config = options.model
+    size = sum(value.size for value in model.dump_parameters().values())
+    layers = f"{config.num_layers} x {config.hidden_size}"
+    say(f"{config.cell} {layers}, {size:,} parameters; {run_.steps_per_epoch} steps an epoch -> {run_.folder.path}")
+
+
+def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says: enough to do it again."""
+    settings = {name: to_json(getattr(options, name)) for name in ("model", "optimizer", "training")}
+    place = {"engine": model.engine, "kernel": model.kernel, "device": model.device, "dtype": options.runtime.dtype}
+    return {
+        "command": command_line(options),
+        "impl": options.impl,
+        **place,
+        "threads": options.runtime.threads,
+        "versions": versions(options.impl),
+        "corpus": to_json(options.corpus) | facts,
+        **settings,
+    }
+
+
+def command_line(options: Train) -> str:
+    """The command that does it again: what differs from the defaults."""
+    words = ["python -m runner", f"--impl {options.impl}"]
+    for name in ("model", "training", "optimizer", "corpus", "runtime"):
+        chosen, default = to_json(getattr(options, name)), to_json(getattr(Train(), name))
+        words += [f"--{key.replace('_', '-')} {value}" for key, value in chosen.items() if value != default[key]]
+    return " ".join(words)
+
+
+def finish(run_: Run) -> None:
+    """Samples from the best checkpoint, the report, a summary and the next command to try."""
+    options, progress, folder = run_.options, run_.progress, run_.folder
+    best = folder.load_best()
+    run_.model.load_parameters(best.parameters)
+    base = SamplingConfig(prompt=options.prompt, length=options.length, seed=options.training.seed)
+    with console.status("writing samples"):
+        texts = [sample_at(run_, base, temperature) for temperature in TEMPERATURES]
+    folder.write_samples([f"temperature {t}\n{text}" for t, text in zip(TEMPERATURES, texts, strict=True)])
+    for temperature, text in zip(TEMPERATURES, texts, strict=True):
+        console.rule(f"temperature {temperature}", align="left")
+        say(text)
+    result = {"best_loss": progress.best_loss, "best_step": progress.best_step, "steps": progress.step}
+    folder.add_result(result | {"seconds": round(progress.seconds, 3), "reason": progress.reason})
+    console.rule()
+    from runner.report import write_run_report
+
+    page = write_run_report(folder.path)
+    unigram = math.exp(run_.experiment.unigram_loss)
+    say(
+        f"{progress.step} steps in {progress.seconds:.1f} s ({progress.reason}); best held-out perplexity "
+        f"{math.exp(progress.best_loss):.2f} at step {progress.best_step}, unigram {unigram:.1f}. Report: {page}",
+        "bold",
+    )
+    say(f"Next: python -m runner sample --impl {options.impl} --checkpoint {folder.best} --temperature 0.8")
+
+
+def sample_at(run_: Run, base: SamplingConfig, temperature: float) -> str:
+    """One sample; everything but the temperature is the same."""
+    sampling = replace(base, temperature=temperature)
+    return write_texts(run_.model, run_.experiment.vocabulary, [base.prompt], sampling)[0]
+
+
+def metric(step: int, epoch: int, split: str, loss: float, bits: float | None = None) -> dict[str, Any]:
+    """A line of metrics.jsonl."""
+    perplexity = math.exp(min(loss, 700.0))
+    bits_per_character = loss / math.log(2) if bits is None else bits
+    values = {"loss": loss, "perplexity": perplexity, "bits_per_character": bits_per_character}
+    return {"step": step, "epoch": epoch, "split": split, **values}
+
+
+def describe(score: Score) -> str:
+    """A score in one phrase."""
+    return f"{score.loss:.3f} nats, perplexity {score.perplexity:.2f}, {score.bits_per_character:.3f} bits/character"
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,110 @@
+"""One implementation a process: frameworks disturb each other (threads, memory, signals). A worker holds one object and
+runs its methods; NumPy arrays and plain values travel over a pipe between our own processes."""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+from shared.errors import UserError
+
+TIMEOUT = 600.0
+"""Seconds that one call may take before its worker counts as hung."""
+
+
+class WorkerError(Exception):
+    """A worker failed, died or hung; the message says which and how."""
+
+
+class Worker:
+    """A process with one object in it: `Worker("jax", Participant, ...).call("train", 5)`."""
+
+    def __init__(self, name: str, factory: Callable[..., Any], *arguments: Any) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, factory, arguments), name=name, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._waiting = True  # for the object to be made
+
+    def start(self, method: str, *arguments: Any) -> None:
+        """Begin a call; `result` collects it, so that workers run side by side."""
+        if self._waiting:
+            self.result()
+        try:
+            self._connection.send((method, arguments))
+        except OSError as error:
+            raise self._lost() from error
+        self._waiting = True
+
+    def result(self, timeout: float = TIMEOUT) -> Any:
+        """What the call returned; its UserError, or WorkerError where it failed, died or hung."""
+        try:
+            if not self._connection.poll(timeout):
+                self.close()
+                raise WorkerError(f"{self.name}: no answer within {timeout:.0f} s; the worker was ended")
+            status, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        self._waiting = False
+        if status == "user error":
+            raise value
+        if status == "error":
+            raise WorkerError(f"{self.name}: {value}")
+        return value
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """start and result in one."""
+        self.start(method, *arguments)
+        return self.result()
+
+    def close(self) -> None:
+        """End the process; no orphan stays."""
+        self._connection.close()
+        self._process.join(0.5)
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _lost(self) -> WorkerError:
+        self._process.join(5)
+        code = self._process.exitcode
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+        return WorkerError(f"{self.name}: the worker died ({how})")
+
+
+def serve(connection: Connection, factory: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """The worker's loop; ends when the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    os.dup2(2, 1)  # what a framework prints must not mix with the parent's tables
+    status, target = attempt(factory, arguments)
+    answer = (status, None if status == "ok" else target)
+    try:
+        while True:
+            connection.send(answer)
+            method, values = connection.recv()
+            answer = attempt(getattr(target, method), values)
+    except (EOFError, OSError):
+        return
+
+
+def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    """Call, and say how it went."""
+    try:
+        return "ok", function(*arguments)
+    except UserError as error:
+        return "user error", error
+    except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it beside the others' results
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return "error", f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
