@@ -77,7 +77,8 @@ class Model:
         stacked = Batch(*map(self._array, batches))
         steps = []
         for k, learning_rate in enumerate(learning_rates):
-            loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
+            with np.errstate(over="ignore", invalid="ignore"):  # `finite` tells
+                loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
             steps.append((loss, norm, finite))
         losses, norms, finites = (np.array(column) for column in zip(*steps, strict=True))
         return TrainingSteps(losses, norms, finites, state)

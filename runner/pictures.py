@@ -1,0 +1,218 @@
+"""Figures of losses, differences and speed, as SVG text or PNG bytes: `svg(curves, series)`, `png(timing_bars, rows)`.
+
+Only matplotlib's objects are used, no pyplot, so that nothing global changes. Backgrounds are transparent and text is
+mid-grey: a picture can be read on white and on black. Text stays text, set by the reader's browser in its own fonts.
+"""
+
+import io
+import math
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Concatenate, NamedTuple, ParamSpec
+
+import numpy as np
+from matplotlib import font_manager, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+
+Arguments = ParamSpec("Arguments")
+Drawing = Callable[Concatenate[Figure, Arguments], None]
+
+GREY = "#777b82"
+COLOURS = {"numpy": "#2a7fc4", "torch": "#d9622b", "jax": "#1a9a72", "tf": "#b765a8"}
+"""One for each implementation: told apart by colour-blind readers, and 3:1 or more against white and near-black."""
+
+DASHES: tuple[Any, ...] = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+POINTS = 1500
+"""More steps than this are thinned out: no screen shows them."""
+
+CJK = (
+    *(f"{family} {country}" for country in ("SC", "TC", "JP", "KR") for family in ("Noto Sans CJK", "Source Han Sans")),
+    *("Noto Sans SC", "PingFang SC", "Microsoft YaHei", "Heiti SC", "Hiragino Sans GB", "SimHei", "WenQuanYi Zen Hei"),
+    *("WenQuanYi Micro Hei", "Droid Sans Fallback", "Arial Unicode MS"),
+)
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **{"axes.grid": True, "grid.color": GREY, "grid.alpha": 0.22, "grid.linewidth": 0.6, "axes.axisbelow": True},
+    **{"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "xtick.major.size": 0, "ytick.major.size": 0},
+    **{"text.parse_math": False, "svg.fonttype": "none"},
+}
+
+
+class Series(NamedTuple):
+    """The losses of a run, in nats per token."""
+
+    steps: Sequence[int]
+    losses: Sequence[float]
+    held_out: Sequence[tuple[int, float]] = ()  # (step, loss)
+
+
+def svg(draw: Drawing[Arguments], *args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
+    """A figure as SVG; the same input gives the same text."""
+    figure, file = Figure(layout="constrained"), io.StringIO()
+    with style("svg", draw.__name__):
+        draw(figure, *args, **kwargs)
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return file.getvalue()
+
+
+def png(draw: Drawing[Arguments], *args: Arguments.args, **kwargs: Arguments.kwargs) -> bytes:
+    """A figure as PNG."""
+    figure, file = Figure(layout="constrained", dpi=200), io.BytesIO()
+    with style("png", draw.__name__):
+        draw(figure, *args, **kwargs)
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+@contextmanager
+def style(kind: str, name: str) -> Iterator[None]:
+    """Our settings, for the time of a drawing."""
+    families = {"font.family": ["DejaVu Sans", *cjk_fonts(), "sans-serif"], "font.sans-serif": ["DejaVu Sans", *CJK]}
+    with rc_context(STYLE | families | {"svg.hashsalt": name}), warnings.catch_warnings():
+        # In an SVG the reader's browser finds the glyphs. In a PNG they would be missing, but where no such font is
+        # installed the user can see that, and a warning for each character would say no more.
+        if kind == "svg" or not cjk_fonts():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def cjk_fonts() -> list[str]:
+    """The installed fonts that can set Chinese."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in CJK if name in installed]
+
+
+def visible(text: str) -> str:
+    """Control, direction and half characters as symbols that are seen, not obeyed; XML could not even hold them."""
+    return "".join(symbol(each) for each in text)
+
+
+def symbol(character: str) -> str:
+    """A character, or what stands for it: escape is ␛, the right-to-left override \\u202e."""
+    code = ord(character)
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") or code & 0xFFFE == 0xFFFE
+    if character in "\n\t" or not hidden:
+        return character
+    return chr(0x2400 + code) if code < 32 else f"\\u{code:04x}"
+
+
+def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigram: float | None = None) -> None:
+    """Training loss, raw and smoothed, and held-out loss against the step; `unigram` is a loss to beat. Below, where there
+    are several runs, how far each is from the first. Coinciding lines lie on each other like rings: widest first."""
+    differing = differences(series)
+    figure.set_size_inches(6.4, 4.7 if differing else 3.6)
+    panels = figure.subplots(2 if differing else 1, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + bool(differing)])
+    axes = panels[0, 0]
+    for place, (name, each) in enumerate(series.items()):
+        draw_run(axes, name, each, len(series) - 1 - place, place)
+    if unigram is not None:
+        axes.axhline(unigram, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="unigram model")
+    axes.set_title(shorten(title))
+    axes.set_ylabel("nats per token")
+    axes.legend(loc="upper right")
+    if differing:
+        log_lines(panels[1, 0], differing)
+        panels[1, 0].set_ylabel(f"from {next(iter(series))}")
+    panels[-1, 0].set_xlabel("step")
+
+
+def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None:
+    """The lines of a run; `outer` more of them will be drawn over it."""
+    colour, width = colour_of(name), 1.4 * 1.7**outer
+    thin = slice(None, None, max(1, len(run.steps) // POINTS))
+    axes.plot(run.steps[thin], floats(run.losses)[thin], color=colour, linewidth=0.6, alpha=0.25)
+    line = {"color": colour, "linewidth": width, "linestyle": DASHES[place % len(DASHES)], "solid_capstyle": "round"}
+    axes.plot(run.steps[thin], smooth(floats(run.losses))[thin], label=shorten(name), **line)
+    if run.held_out:
+        steps, losses = zip(*run.held_out, strict=True)
+        last = {"label": "held-out"} if outer == 0 else {}
+        marker = {"marker": "o", "markersize": 4.5 + 2.6 * outer, "markerfacecolor": "none", "markeredgewidth": 1.3}
+        axes.plot(steps, floats(losses), linestyle="none", color=colour, zorder=3, **marker, **last)
+
+
+def differences(series: Mapping[str, Series]) -> dict[str, tuple[list[int], list[float]]]:
+    """Name -> steps and |loss - the first run's loss|, at steps that both have; no entry where all are equal."""
+    found = {}
+    first = dict(zip(*next(iter(series.values()))[:2], strict=True)) if series else {}
+    for name, run in list(series.items())[1:]:
+        both = [(step, loss - first[step]) for step, loss in zip(run.steps, run.losses, strict=True) if step in first]
+        if any(distance for _, distance in both):
+            found[name] = [step for step, _ in both], [abs(distance) for _, distance in both]
+    return found
+
+
+def timing_bars(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Tokens a second, a panel for each phase: median as a bar, lowest to highest as a whisker."""
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    figure.set_size_inches(6.4, 0.5 + 0.8 * len(phases) + 0.26 * len(rows))
+    heights = [1.5 + sum(row["phase"] == phase for row in rows) for phase in phases]
+    for axes, phase in zip(figure.subplots(len(phases), 1, squeeze=False, height_ratios=heights)[:, 0], phases, strict=True):
+        bars(axes, [row for row in rows if row["phase"] == phase])
+        axes.set_title(shorten(f"{phase}, tokens a second"))
+
+
+def bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One panel; the first row on top."""
+    middle, low, high = (floats(row[name] for row in rows) for name in ("tokens_per_second", "low", "high"))
+    places, short = np.arange(len(rows)), EngFormatter(places=1, sep="")
+    reach = np.maximum(0, [middle - low, high - middle])
+    whisker = {"ecolor": GREY, "elinewidth": 1.2, "capsize": 3}
+    axes.barh(places, middle, 0.62, color=[colour_of(row["impl"]) for row in rows], xerr=reach, error_kw=whisker)
+    for place, value, end in zip(places, middle, np.fmax(high, middle), strict=True):
+        axes.annotate(short(value), (end, place), (6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, [shorten(row["impl"]) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.14 * float(np.nanmax(high, initial=1e-9)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(visible=False, axis="y")
+
+
+def growth(figure: Figure, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], bound: float) -> None:
+    """How rounding grows: the largest relative difference of the parameters against the step, and what is allowed."""
+    figure.set_size_inches(6.4, 2.6)
+    axes = figure.subplots()
+    log_lines(axes, lines)
+    axes.axhline(bound, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="bound")
+    axes.set_xlabel("step")
+    axes.set_ylabel("relative difference")
+    axes.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+
+
+def log_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+    """Lines on a logarithmic axis; nothing is drawn where a value is zero."""
+    axes.set_yscale("log", nonpositive="mask")
+    for name, (steps, values) in lines.items():
+        thin = slice(None, None, max(1, len(steps) // POINTS))
+        axes.plot(steps[thin], floats(values)[thin], color=colour_of(name), linewidth=1.1, label=shorten(name))
+    axes.yaxis.set_major_locator(LogLocator(numticks=5))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(math.log10(value))}"))
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The mean over a window centred on each step, a twenty-fifth of the run wide."""
+    window = np.ones(min(len(values), 1 + 2 * (len(values) // 50)))
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same") if len(values) else values
+
+
+def floats(values: Iterable[float | None]) -> np.ndarray:
+    """Numbers to draw; JSON's null and infinities leave a gap."""
+    found = np.array([math.nan if value is None else value for value in values], np.float64)
+    return np.where(np.isfinite(found), found, math.nan)
+
+
+def colour_of(name: str) -> str:
+    """The implementation's own colour."""
+    return COLOURS.get(name, GREY)
+
+
+def shorten(text: str, width: int = 64) -> str:
+    """One line that fits."""
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -1,0 +1,266 @@
+"""The HTML reports: of one run, and of a comparison. Each page is one file, without scripts, that loads nothing."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from runner.pictures import COLOURS, GREY, Series, curves, growth, svg, timing_bars, visible
+from shared.errors import UserError
+from shared.files import write_atomically
+
+Result = Mapping[str, Any]
+Rows = list[dict[str, Any]]
+
+LISTS = ("participants", "check", "training", "growth", "timing", "samples", "failures")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def write_run_report(run_dir: Path) -> Path:
+    """curves.svg and report.html of a run directory, finished or not; returns the page. UserError where it is not one."""
+    config, metrics, samples = read_config(run_dir), read_metrics(run_dir), read_samples(run_dir)
+    corpus, result = config.get("corpus", {}), config.get("result", {})
+    baseline = corpus.get("unigram_perplexity")
+    title = f"{config['impl']} on {corpus.get('name', 'a text')}"
+    drawn = svg(curves, {config["impl"]: series_of(metrics)}, title, baseline and math.log(baseline))
+    write_atomically(run_dir / "curves.svg", drawn)
+    held_out = [line for line in metrics if line["split"] == "held-out"]
+    page = ENVIRONMENT.get_template("run.html.j2").render(
+        config=config,
+        title=title,
+        figure=inline(drawn) if metrics else None,
+        held_out=held_out,
+        best=min(held_out, key=lambda line: line["loss"], default=None),
+        result=result,
+        samples=samples,
+        settings={name: config[name] for name in ("corpus", "model", "optimizer", "training") if name in config},
+    )
+    write_atomically(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def write_comparison(result: Result, folder: Path) -> Path:
+    """comparison.html, comparison.svg and timing.svg from what `compare` found; returns the page."""
+    result = {name: [] for name in LISTS} | dict(result)
+    timed = [row for row in result["timing"] if row["same_work"]]
+    pictures = comparison_pictures(result, timed)
+    for name in ("comparison", "timing"):
+        if name in pictures:
+            write_atomically(folder / f"{name}.svg", pictures[name])
+    wrong = problems(result)
+    page = ENVIRONMENT.get_template("comparison.html.j2").render(
+        result=result,
+        headline=headline(result, wrong),
+        problems=wrong,
+        pictures={name: inline(each) for name, each in pictures.items()},
+        agreement=agreement(result["check"]),
+        timing=relative(timed),
+        untimed=[row for row in result["timing"] if not row["same_work"]],
+        samples=side_by_side(result["samples"]),
+    )
+    write_atomically(folder / "comparison.html", page)
+    return folder / "comparison.html"
+
+
+def comparison_pictures(result: Result, timed: Rows) -> dict[str, str]:
+    """The figures there is something to draw for."""
+    pictures = {}
+    corpus = result.get("corpus", {})
+    if runs := {row["impl"]: series_of_training(row) for row in result["training"]}:
+        baseline = corpus.get("unigram_perplexity")
+        pictures["comparison"] = svg(curves, runs, corpus.get("name", ""), baseline and math.log(baseline))
+    grown = {row["impl"]: points(row) for row in result["growth"]}
+    if any(value for _, values in grown.values() for value in values):
+        pictures["growth"] = svg(growth, grown, max(row["bound"] for row in result["growth"]))
+    if timed:
+        pictures["timing"] = svg(timing_bars, timed)
+    return pictures
+
+
+def series_of(metrics: Rows) -> Series:
+    """What metrics.jsonl says of the losses."""
+    train = [line for line in metrics if line["split"] == "train"]
+    held_out = [(line["step"], line["loss"]) for line in metrics if line["split"] == "held-out"]
+    return Series([line["step"] for line in train], [line["loss"] for line in train], held_out)
+
+
+def series_of_training(row: Mapping[str, Any]) -> Series:
+    """What `compare` says of the losses of one implementation."""
+    held_out = [(each["step"], each["loss"]) for each in row["held_out"]]
+    return Series(range(1, 1 + len(row["losses"])), row["losses"], held_out)
+
+
+def points(row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """Steps and differences."""
+    found = row["points"]
+    return [each["step"] for each in found], [each["max_relative_difference"] for each in found]
+
+
+def problems(result: Result) -> list[dict[str, str]]:
+    """Everything that failed, in words; a result that is not ok has at least one."""
+    found = [{"who": row["impl"], "what": row["what"]} for row in result["failures"]]
+    found += [
+        {"who": row["impl"], "what": f"{row['cell']} {row['dtype']}, {row['quantity']}: {differs(row)}"}
+        for row in result["check"]
+        if not row["ok"]
+    ]
+    found += [
+        {"who": row["impl"], "what": f"parameters in {row['dtype']} drift further from the first than {row['bound']:.2g}"}
+        for row in result["growth"]
+        if not row["ok"]
+    ]
+    spread = result.get("agreement")
+    if spread and not spread["ok"]:
+        what = f"held-out losses are {spread['held_out_spread']:.2g} apart, at most {spread['held_out_bound']:.2g} expected"
+        found.append({"who": "training", "what": what})
+    if not found and not result["ok"]:
+        found.append({"who": "compare", "what": "did not succeed, and does not say why"})
+    return found
+
+
+def differs(row: Mapping[str, Any]) -> str:
+    """A failed line of the check."""
+    return f"differs by {row['max_relative_error']:.2g}, at most {row['bound']:.2g} expected"
+
+
+def headline(result: Result, wrong: Sequence[Any]) -> str:
+    """The verdict in a sentence."""
+    count = len(result["participants"])
+    if wrong:
+        return f"Not everything agrees: {counted(len(wrong), 'problem')}"
+    if count < 2:
+        return f"{counted(count, 'implementation').capitalize()} took part, so there is nothing to compare"
+    if not result["check"] and not result["growth"]:
+        return f"{counted(count, 'implementation').capitalize()} ran; their numbers were not checked"
+    return f"{'Both' if count == 2 else f'All {NUMBERS[count]}' if count <= 10 else f'All {count}'} implementations agree"
+
+
+def counted(count: int, noun: str) -> str:
+    """one problem, two problems, 11 problems."""
+    return f"{NUMBERS[count] if count < len(NUMBERS) else count} {noun}{'' if count == 1 else 's'}"
+
+
+def agreement(check: Rows) -> dict[str, dict[str, Any]]:
+    """Precision -> table: a line for each implementation and cell, a column for each group of quantities, and in it the
+    row nearest to its bound or furthest beyond it."""
+    tables = {}
+    for dtype in dict.fromkeys(row["dtype"] for row in check):
+        rows = [row for row in check if row["dtype"] == dtype]
+        columns = list(dict.fromkeys(map(group, rows)))
+        lines = [line(rows, columns, *key) for key in dict.fromkeys((row["impl"], row["cell"]) for row in rows)]
+        tables[dtype] = {"columns": columns, "lines": lines, "count": len(rows)}
+    return tables
+
+
+def line(rows: Rows, columns: Sequence[str], impl: str, cell: str) -> dict[str, Any]:
+    """A line of the agreement table."""
+    own = [row for row in rows if (row["impl"], row["cell"]) == (impl, cell)]
+    worst = {name: max((row for row in own if group(row) == name), key=closeness, default=None) for name in columns}
+    return {"impl": impl, "cell": cell, "worst": worst, "ok": all(row["ok"] for row in own)}
+
+
+def group(row: Mapping[str, Any]) -> str:
+    """The quantity without the name of the tensor: "gradient: decoder.bias" is a gradient."""
+    return str(row["quantity"]).partition(":")[0]
+
+
+def closeness(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """Failures first, then by how much of the bound is used up."""
+    error = row["max_relative_error"]
+    return not row["ok"], error / row["bound"] if row["bound"] else error
+
+
+def relative(timed: Rows) -> Rows:
+    """The times, with the factor to the slowest of the same phase."""
+    slowest = {row["phase"]: row["tokens_per_second"] for row in sorted(timed, key=lambda row: -row["tokens_per_second"])}
+    return [row | {"factor": row["tokens_per_second"] / (slowest[row["phase"]] or math.nan)} for row in timed]
+
+
+def side_by_side(samples: Rows) -> Rows:
+    """Samples drawn alike, together; each text split where the first difference lies."""
+    together: dict[tuple[Any, ...], Rows] = {}
+    for row in samples:
+        together.setdefault((row["dtype"], row["temperature"], row["prompt"]), []).append(row)
+    return [
+        {"dtype": dtype, "temperature": temperature, "prompt": prompt, "columns": split_texts(rows)}
+        for (dtype, temperature, prompt), rows in together.items()
+    ]
+
+
+def split_texts(rows: Rows) -> Rows:
+    """Each text as what all have in common and the rest."""
+    same = len(os.path.commonprefix([row["text"] for row in rows]))
+    return [{"impl": row["impl"], "text": row["text"], "same": row["text"][:same], "rest": row["text"][same:]} for row in rows]
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """config.json; UserError where there is none."""
+    try:
+        config: dict[str, Any] = json.loads(read(run_dir / "config.json"))
+        return {"impl": config["impl"]} | config
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run_dir / 'config.json'} is not the JSON of a run; is {run_dir} a run directory?") from None
+
+
+def read_metrics(run_dir: Path) -> Rows:
+    """The lines of metrics.jsonl; one that is not finished, because the run was killed, does not count."""
+    if not (run_dir / "metrics.jsonl").exists():
+        return []
+    finished = read(run_dir / "metrics.jsonl").split("\n")[:-1]
+    try:
+        return [json.loads(each) for each in finished]
+    except ValueError as error:
+        raise UserError(f"{run_dir / 'metrics.jsonl'}: a line is not JSON ({error}). Delete that line.") from None
+
+
+def read_samples(run_dir: Path) -> list[tuple[str, str]]:
+    """Heading and text of each sample in samples.txt."""
+    if not (run_dir / "samples.txt").exists():
+        return []
+    parts = re.split(r"(?m)^(temperature [\d.]+)\n", "\n" + read(run_dir / "samples.txt"))
+    return list(zip(parts[1::2], (part.strip("\n") for part in parts[2::2]), strict=True)) or [("samples", parts[0])]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path}: {error}. Give the folder of a run.") from None
+
+
+def inline(picture: str) -> Markup:
+    """SVG as a part of a page, in the colour of its text. Safe: matplotlib escapes all text that it writes."""
+    bare = re.sub(r'<g id="[a-zA-Z]+_\d+">', "<g>", picture[picture.index("<svg") :])
+    return Markup(bare.replace(f": {GREY}", ": currentColor"))  # noqa: S704
+
+
+def language(text: str) -> str:
+    """The lang attribute of a text: browsers choose fonts and line breaks by it; "" is unknown."""
+    if re.search("[\u3040-\u30ff]", text):
+        return "ja"
+    return "zh" if re.search("[\u3400-\u9fff\U00020000-\U000323af]", text) else ""
+
+
+def shown(form: str, value: float | None) -> str:
+    """A number, or a dash."""
+    return "–" if value is None else format(value, form)
+
+
+def seen(value: Any) -> Any:
+    """What every expression of a template passes through, before it is escaped."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("runner"), autoescape=True, undefined=StrictUndefined, finalize=seen, trim_blocks=True, lstrip_blocks=True
+)
+ENVIRONMENT.filters |= {name: partial(shown, form) for name, form in {"count": ",.0f", "error": ".2g", "fixed": ".3f"}.items()}
+ENVIRONMENT.filters["language"] = language
+ENVIRONMENT.globals |= {"colours": COLOURS}

@@ -1,0 +1,278 @@
+"""The contract's promises that need no second implementation."""
+
+import numpy as np
+import pytest
+
+from runner.registry import create_model
+from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.contract import Batch
+from shared.errors import ImplementationError, ParameterError
+from shared.parameters import parameter_shapes, state_shapes
+from shared.sampling import SamplingRule, sampling_uniforms
+
+B, T, V, E, H, K = 3, 5, 9, 4, 6, 4
+RUNTIME = RuntimeConfig(device="cpu", dtype="float64")
+RANDOM = np.random.default_rng
+
+
+def make(impl, cell="lstm", layers=2, embedding=E, runtime=RUNTIME, **options):
+    config = ModelConfig(cell=cell, hidden_size=H, num_layers=layers, embedding_size=embedding)
+    model = create_model(impl, config, OptimizerConfig(**options), V, runtime)
+    random = RANDOM(3)
+    model.load_parameters({name: random.normal(0, 0.5, shape) for name, shape in parameter_shapes(config, V).items()})
+    return model
+
+
+def make_batch(seed=5, leading=()):
+    random = RANDOM(seed)
+    shape = (*leading, B, T)
+    tokens, targets = (random.integers(0, V, shape).astype(np.int32) for _ in range(2))
+    mask = np.arange(T) < np.array([[T], [2], [4]])
+    return Batch(tokens, targets, np.broadcast_to(mask, shape).copy(), np.zeros((*leading, B), bool))
+
+
+def make_state(model, config_cell="lstm", layers=2):
+    config = ModelConfig(cell=config_cell, hidden_size=H, num_layers=layers, embedding_size=E)
+    random = RANDOM(11)
+    return model.load_state({name: random.normal(size=shape) for name, shape in state_shapes(config, B).items()})
+
+
+def worst(left, right):
+    return max(np.abs(left[name] - right[name]).max() for name in right)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_parameters_and_state_go_round(impl, cell):
+    model = make(impl, cell)
+    parameters, state = model.dump_parameters(), make_state(model, cell)
+    model.load_parameters(parameters)
+    assert worst(model.dump_parameters(), parameters) == 0
+    dumped = model.dump_state(state)
+    assert worst(model.dump_state(model.load_state(dumped)), dumped) == 0
+    assert list(parameters) == list(parameter_shapes(ModelConfig(cell=cell, hidden_size=H, num_layers=2, embedding_size=E), V))
+    assert all(value.flags.c_contiguous for value in (*parameters.values(), *dumped.values()))
+
+
+def test_wrong_parameters_are_named(impl):
+    model = make(impl)
+    before = model.dump_parameters()
+    wrong = {**before, "rnn.bias_l1": np.zeros(3), "extra": np.zeros(2)}
+    del wrong["decoder.bias"]
+    with pytest.raises(ParameterError, match=r"missing decoder\.bias.*rnn\.bias_l1 has shape \[3\].*unexpected extra"):
+        model.load_parameters(wrong)
+    assert worst(model.dump_parameters(), before) == 0
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_text_in_pieces_is_the_text(impl, cell):
+    model, batch = make(impl, cell), make_batch()
+    whole, end = model.logits(batch.tokens, make_state(model, cell))
+    first, between = model.logits(batch.tokens[:, :2], make_state(model, cell))
+    second, end_in_pieces = model.logits(batch.tokens[:, 2:], between)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, rtol=0, atol=1e-13)
+    assert worst(model.dump_state(end_in_pieces), model.dump_state(end)) < 1e-13
+
+
+def test_rows_do_not_touch_each_other(impl):
+    model, batch = make(impl), make_batch()
+    order = [2, 0, 1]
+    logits, _ = model.logits(batch.tokens, model.initial_state(B))
+    permuted, _ = model.logits(batch.tokens[order], model.initial_state(B))
+    np.testing.assert_allclose(permuted, logits[order], rtol=0, atol=1e-13)
+
+
+def test_padding_changes_nothing(impl):
+    model, batch = make(impl), make_batch()
+    other = batch._replace(
+        tokens=np.where(batch.mask, batch.tokens, 8).astype(np.int32),
+        targets=np.where(batch.mask, batch.targets, 1).astype(np.int32),
+    )
+    results = [model.loss_and_gradients(each, make_state(model)) for each in (batch, other)]
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-14)
+    assert worst(results[0][1].parameters, results[1][1].parameters) < 1e-15
+    assert model.evaluate(Batch(*(x[None] for x in batch)), make_state(model)).tokens == batch.mask.sum()
+
+
+def test_reset_rows_start_from_zero_and_give_no_gradient_back(impl):
+    model = make(impl)
+    reset = np.array([False, True, False])
+    batch = make_batch()._replace(reset=reset)
+    loss, gradients, _ = model.loss_and_gradients(batch, make_state(model))
+    arrays = {name: np.where(reset[:, None], 0, value) for name, value in model.dump_state(make_state(model)).items()}
+    expected, _, _ = model.loss_and_gradients(make_batch(), model.load_state(arrays))
+    assert loss == pytest.approx(expected, rel=1e-14)
+    for value in gradients.initial_state.values():
+        assert np.all(value[1] == 0)
+        assert np.all(np.abs(value[[0, 2]]).max(axis=1) > 0)
+
+
+def test_unused_embedding_rows_have_no_gradient(impl):
+    model, batch = make(impl), make_batch()
+    batch = batch._replace(tokens=(batch.tokens % 4).astype(np.int32))
+    _, gradients, _ = model.loss_and_gradients(batch, model.initial_state(B))
+    assert np.all(gradients.parameters["embedding.weight"][4:] == 0)
+    assert np.all(np.abs(gradients.parameters["embedding.weight"][:4]).max(axis=1) > 0)
+
+
+def test_a_stack_is_its_batches_one_by_one(impl):
+    stacked, rates = make_batch(leading=(K,)), np.array([0.1, 0.2, 0.05, 0.3])
+    together, apart = make(impl), make(impl)
+    steps = together.train_steps(stacked, make_state(together), rates)
+    state, losses = make_state(apart), []
+    for k in range(K):
+        step = apart.train_steps(Batch(*(each[k : k + 1] for each in stacked)), state, rates[k : k + 1])
+        state, losses = step.state, [*losses, *step.losses]
+    np.testing.assert_allclose(steps.losses, losses, rtol=1e-13)
+    assert worst(together.dump_parameters(), apart.dump_parameters()) < 1e-12
+    assert steps.finite.all()
+    assert steps.losses.dtype == steps.gradient_norms.dtype == np.float64
+
+
+def test_the_loss_of_a_step_is_the_loss_before_it(impl):
+    model, stacked = make(impl), make_batch(leading=(1,))
+    batch = Batch(*(each[0] for each in stacked))
+    loss, gradients, _ = model.loss_and_gradients(batch, make_state(model))
+    steps = model.train_steps(stacked, make_state(model), np.array([0.1]))
+    norm = np.sqrt(sum((value**2).sum() for value in gradients.parameters.values()))
+    assert steps.losses[0] == pytest.approx(loss, rel=1e-14)
+    assert steps.gradient_norms[0] == pytest.approx(norm, rel=1e-13)
+
+
+def test_clipping_off_is_plain_descent(impl):
+    model, stacked = make(impl, optimizer="sgd", clip_norm=0.0), make_batch(leading=(1,))
+    before = model.dump_parameters()
+    _, gradients, _ = model.loss_and_gradients(Batch(*(each[0] for each in stacked)), make_state(model))
+    model.train_steps(stacked, make_state(model), np.array([0.25]))
+    expected = {name: value - 0.25 * gradients.parameters[name] for name, value in before.items()}
+    assert worst(model.dump_parameters(), expected) < 1e-14
+
+
+def test_a_step_that_is_not_finite_changes_nothing(impl):
+    model, stacked = make(impl), make_batch(leading=(2,))
+    parameters = model.dump_parameters()
+    parameters["decoder.weight"][2, 3] = np.inf
+    model.load_parameters(parameters)
+    state = make_state(model)
+    steps = model.train_steps(stacked, state, np.array([0.1, 0.1]))
+    assert not steps.finite.any()
+    after = model.dump_parameters()
+    assert all(np.array_equal(after[name], parameters[name]) for name in parameters)
+    assert worst(model.dump_state(steps.state), model.dump_state(make_state(model))) == 0
+    slots, step = model.dump_optimizer()
+    assert step == 0
+    assert all(np.all(value == 0) for value in slots.values())
+
+
+def test_a_run_handed_over_in_the_middle_does_not_notice(impl):
+    stacked, rates = make_batch(leading=(K,)), np.full(K, 0.05)
+    whole, first, second = make(impl), make(impl), make(impl)
+    whole.train_steps(stacked, make_state(whole), rates)
+    half = first.train_steps(Batch(*(each[:2] for each in stacked)), make_state(first), rates[:2])
+    second.load_parameters(first.dump_parameters())
+    second.load_optimizer(*first.dump_optimizer())
+    state = second.load_state(first.dump_state(half.state))
+    second.train_steps(Batch(*(each[2:] for each in stacked)), state, rates[2:])
+    assert worst(second.dump_parameters(), whole.dump_parameters()) < 1e-13
+    assert second.dump_optimizer()[1] == K
+
+
+def test_evaluation_adds_up_the_losses(impl):
+    model, stacked = make(impl), make_batch(leading=(K,))
+    result = model.evaluate(stacked, make_state(model))
+    state, nats = make_state(model), 0.0
+    for k in range(K):
+        loss, _, state = model.loss_and_gradients(Batch(*(each[k] for each in stacked)), state)
+        nats += loss * stacked.mask[k].sum()
+    assert result.nats == pytest.approx(nats, rel=1e-13)
+    assert result.tokens == stacked.mask.sum()
+    assert 0 <= result.hits <= result.tokens
+
+
+def test_generated_text_is_what_the_logits_say(impl):
+    """Greedy generation, ragged prompts: each token is the argmax of the logits after everything before it."""
+    model = make(impl)
+    prompt, lengths = np.array([[1, 2, 3], [4, 0, 0], [5, 6, 0]], np.int32), np.array([3, 1, 2], np.int32)
+    written = model.generate(prompt, lengths, np.zeros((3, 7)), SamplingRule(temperature=0.0))
+    assert written.dtype == np.int32
+    for row, length in enumerate(lengths):
+        text = [*prompt[row, :length], *written[row]]
+        logits, _ = model.logits(np.array([text], np.int32), model.initial_state(1))
+        assert list(logits[0].argmax(-1)[length - 1 : -1]) == list(written[row])
+
+
+def test_sampling_follows_the_rule(impl):
+    """Against the rule written out a second time, token by token, in plain Python."""
+    model = make(impl)
+    prompt, lengths, uniforms = np.array([[1]], np.int32), np.array([1], np.int32), sampling_uniforms(9, 1, 30)
+    rule = SamplingRule(temperature=1.7, top_k=5, top_p=0.7)
+    written = model.generate(prompt, lengths, uniforms, rule)[0]
+    text = [1]
+    for token, uniform in zip(written, uniforms[0], strict=True):
+        logits, _ = model.logits(np.array([text], np.int32), model.initial_state(1))
+        assert token == draw(logits[0, -1] / rule.temperature, uniform, rule.top_k, rule.top_p)
+        text.append(int(token))
+    assert len(set(text)) > 2
+
+
+def draw(scores, uniform, top_k, top_p):
+    ranked = sorted(range(V), key=lambda token: (-scores[token], token))[:top_k]
+    weights = [np.exp(scores[token] - scores[ranked[0]]) for token in ranked]
+    total, before, kept = sum(weights), 0.0, []
+    for token, weight in zip(ranked, weights, strict=True):
+        if before < top_p * total or not kept:
+            kept.append((token, weight))
+        before += weight
+    goal, reached = uniform * sum(weight for _, weight in kept), 0.0
+    for token, weight in kept:
+        reached += weight
+        if reached > goal:
+            return token
+    return kept[-1][0]
+
+
+def test_ties_go_to_the_lowest_token(impl):
+    model = make(impl)
+    model.load_parameters({name: np.zeros_like(value) for name, value in model.dump_parameters().items()})
+    prompt, lengths = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
+    assert list(model.generate(prompt, lengths, np.zeros((1, 3)), SamplingRule(temperature=0.0))[0]) == [0, 0, 0]
+    uniforms = np.array([[0.0, 0.3, 0.999999]])
+    assert list(model.generate(prompt, lengths, uniforms, SamplingRule())[0]) == [0, int(0.3 * V), V - 1]
+    assert list(model.generate(prompt, lengths, uniforms, SamplingRule(top_k=2))[0]) == [0, 0, 1]
+
+
+def test_rows_end_and_forced_tokens_stand(impl):
+    model, uniforms = make(impl), sampling_uniforms(4, 2, 12)
+    prompt, lengths = np.array([[1], [2]], np.int32), np.ones(2, np.int32)
+    forced = np.full((2, 12), -1, np.int32)
+    forced[0, 4], forced[1, 6] = 3, 5
+    allowed = np.ones((12, V), bool)
+    allowed[:, 3] = False
+    written = model.generate(prompt, lengths, uniforms, SamplingRule(end=3), forced, allowed)
+    assert 3 not in written[0, :4]
+    assert list(written[0, 4:]) == [3] * 8
+    assert 3 not in written[1]
+    assert written[1, 6] == 5
+
+
+def test_float32_stays_float32(impl):
+    model = make(impl, runtime=RuntimeConfig(device="cpu", dtype="float32"))
+    model.train_steps(make_batch(leading=(2,)), make_state(model), np.array([0.1, 0.1]))
+    slots, _ = model.dump_optimizer()
+    logits, state = model.logits(make_batch().tokens, model.initial_state(B))
+    arrays = [*model.dump_parameters().values(), *slots.values(), *model.dump_state(state).values(), logits]
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+def test_the_place_is_told(impl):
+    model = make(impl)
+    assert (model.device, model.engine) == ("cpu", "scratch")
+    assert model.kernel
+
+
+def test_a_missing_gpu_is_said(impl):
+    try:
+        model = make(impl, runtime=RuntimeConfig(device="cuda:7"))
+    except ImplementationError as error:
+        assert "cpu" in str(error)  # noqa: PT017 - a machine with eight GPUs is no failure
+    else:
+        assert model.device.startswith("cuda:7")

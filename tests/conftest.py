@@ -1,0 +1,41 @@
+"""Which implementations must be here, and an environment that disturbs nobody: one thread, quiet, no GPU unless asked."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runner import environment
+from runner.registry import IMPLEMENTATIONS, installed
+from shared.config import RuntimeConfig
+
+environment.prepare(RuntimeConfig(device="cpu", threads=1))
+
+REQUIRED = tuple(name for name in os.environ.get("ROSETTA_IMPLEMENTATIONS", "").split(",") if name) or tuple(installed())
+"""Under tox, what the environment is for; by hand, whatever is installed."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if missing := [name for name in REQUIRED if name not in installed()]:
+        raise pytest.UsageError(
+            f"This environment must have {', '.join(missing)} and has not: known implementations are "
+            f"{', '.join(IMPLEMENTATIONS)}, installed {', '.join(installed())}. Nothing is skipped for that."
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"implementations under test: {', '.join(REQUIRED)}; corpora: {os.environ.get('ROSETTA_DATA_DIR', 'none')}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that takes `impl` runs once for each implementation."""
+    if "impl" in metafunc.fixturenames:
+        metafunc.parametrize("impl", REQUIRED)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder with copies of the named corpora."""
+    if not (folder := os.environ.get("ROSETTA_DATA_DIR")):
+        pytest.skip("ROSETTA_DATA_DIR is not set: the named corpora are not tested here")
+    return Path(folder)
