@@ -43,7 +43,7 @@ def project(inputs: Array, weights: Any) -> Array:
     """W x + b of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot input, -> [T, B, G*H]."""
     if inputs.ndim == 2:
         return weights.weight_ih.T[inputs] + weights.bias
-    return inputs @ weights.weight_ih.T + weights.bias
+    return linear(inputs, weights.weight_ih, weights.bias)
 
 
 def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:

@@ -26,6 +26,10 @@ COLOURS = {"numpy": "#2a7fc4", "torch": "#d9622b", "jax": "#1a9a72", "tf": "#b76
 """One for each implementation: told apart by colour-blind readers, and 3:1 or more against white and near-black."""
 
 DASHES: tuple[Any, ...] = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+WIDTH = 5.4
+"""Inches; narrow, so that text is not too small on a phone."""
+
+LEGEND: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 6}
 POINTS = 1500
 """More steps than this are thinned out: no screen shows them."""
 
@@ -34,13 +38,24 @@ CJK = (
     *("Noto Sans SC", "PingFang SC", "Microsoft YaHei", "Heiti SC", "Hiragino Sans GB", "SimHei", "WenQuanYi Zen Hei"),
     *("WenQuanYi Micro Hei", "Droid Sans Fallback", "Arial Unicode MS"),
 )
-STYLE: dict[str, Any] = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY),
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor", "grid.color"), GREY
+    ),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **{"axes.grid": True, "grid.color": GREY, "grid.alpha": 0.22, "grid.linewidth": 0.6, "axes.axisbelow": True},
-    **{"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "xtick.major.size": 0, "ytick.major.size": 0},
-    **{"text.parse_math": False, "svg.fonttype": "none"},
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("font.size", "axes.titlesize", "figure.titlesize"), 10),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.h_pad": 0.08,
+    "grid.alpha": 0.22,
+    "grid.linewidth": 0.6,
+    "legend.columnspacing": 1.0,
+    "legend.fontsize": 9,
+    "legend.handlelength": 1.3,
+    "legend.handletextpad": 0.5,
+    "svg.fonttype": "none",
 }
 
 
@@ -73,7 +88,10 @@ def png(draw: Drawing[Arguments], *args: Arguments.args, **kwargs: Arguments.kwa
 @contextmanager
 def style(kind: str, name: str) -> Iterator[None]:
     """Our settings, for the time of a drawing."""
-    families = {"font.family": ["DejaVu Sans", *cjk_fonts(), "sans-serif"], "font.sans-serif": ["DejaVu Sans", *CJK]}
+    families: dict[Any, Any] = {
+        "font.family": ["DejaVu Sans", *cjk_fonts(), "sans-serif"],
+        "font.sans-serif": ["DejaVu Sans", *CJK],
+    }
     with rc_context(STYLE | families | {"svg.hashsalt": name}), warnings.catch_warnings():
         # In an SVG the reader's browser finds the glyphs. In a PNG they would be missing, but where no such font is
         # installed the user can see that, and a warning for each character would say no more.
@@ -94,7 +112,7 @@ def visible(text: str) -> str:
 
 
 def symbol(character: str) -> str:
-    """A character, or what stands for it: escape is ␛, the right-to-left override \\u202e."""
+    """A character, or what stands for it: ␛ for escape, a backslash and its number for those that turn text around."""
     code = ord(character)
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") or code & 0xFFFE == 0xFFFE
     if character in "\n\t" or not hidden:
@@ -103,37 +121,41 @@ def symbol(character: str) -> str:
 
 
 def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigram: float | None = None) -> None:
-    """Training loss, raw and smoothed, and held-out loss against the step; `unigram` is a loss to beat. Below, where there
-    are several runs, how far each is from the first. Coinciding lines lie on each other like rings: widest first."""
+    """Training loss, raw and smoothed, and held-out loss against the step; `unigram` is a loss to beat.
+
+    Coinciding lines lie on each other like rings, the widest first. Where there are several runs that are not equal to
+    the last bit, a panel below shows how far each is from the first.
+    """
     differing = differences(series)
-    figure.set_size_inches(6.4, 4.7 if differing else 3.6)
-    panels = figure.subplots(2 if differing else 1, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + bool(differing)])
+    figure.set_size_inches(WIDTH, 4.7 if differing else 3.6)
+    heights = (3, 1) if differing else (1,)
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     axes = panels[0, 0]
     for place, (name, each) in enumerate(series.items()):
         draw_run(axes, name, each, len(series) - 1 - place, place)
     if unigram is not None:
         axes.axhline(unigram, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="unigram model")
-    axes.set_title(shorten(title))
+    figure.suptitle(shorten(title), x=0.01, ha="left")
     axes.set_ylabel("nats per token")
-    axes.legend(loc="upper right")
+    axes.legend(**LEGEND)
     if differing:
         log_lines(panels[1, 0], differing)
-        panels[1, 0].set_ylabel(f"from {next(iter(series))}")
+        panels[1, 0].set_ylabel(shorten(f"from {next(iter(series))}", 16))
     panels[-1, 0].set_xlabel("step")
 
 
 def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None:
     """The lines of a run; `outer` more of them will be drawn over it."""
-    colour, width = colour_of(name), 1.4 * 1.7**outer
-    thin = slice(None, None, max(1, len(run.steps) // POINTS))
-    axes.plot(run.steps[thin], floats(run.losses)[thin], color=colour, linewidth=0.6, alpha=0.25)
-    line = {"color": colour, "linewidth": width, "linestyle": DASHES[place % len(DASHES)], "solid_capstyle": "round"}
-    axes.plot(run.steps[thin], smooth(floats(run.losses))[thin], label=shorten(name), **line)
+    colour, losses = colour_of(name), floats(run.losses)
+    line: dict[str, Any] = {"linewidth": 1.3 * 1.5**outer, "linestyle": DASHES[place % len(DASHES)]}
+    ring: dict[str, Any] = {"marker": "o", "markersize": 4.5 + 2.2 * outer, "markerfacecolor": "none"}
+    thin = slice(None, None, max(1, len(losses) // POINTS))
+    axes.plot(run.steps[thin], losses[thin], color=colour, linewidth=0.6, alpha=0.25)
+    axes.plot(run.steps[thin], smooth(losses)[thin], color=colour, label=shorten(name), **line)
     if run.held_out:
-        steps, losses = zip(*run.held_out, strict=True)
-        last = {"label": "held-out"} if outer == 0 else {}
-        marker = {"marker": "o", "markersize": 4.5 + 2.6 * outer, "markerfacecolor": "none", "markeredgewidth": 1.3}
-        axes.plot(steps, floats(losses), linestyle="none", color=colour, zorder=3, **marker, **last)
+        steps, values = zip(*run.held_out, strict=True)
+        label = "_" if outer else "held-out"  # an underscore keeps a line out of the legend
+        axes.plot(steps, floats(values), linestyle="none", color=colour, zorder=3, label=label, **ring)
 
 
 def differences(series: Mapping[str, Series]) -> dict[str, tuple[list[int], list[float]]]:
@@ -150,9 +172,10 @@ def differences(series: Mapping[str, Series]) -> dict[str, tuple[list[int], list
 def timing_bars(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     """Tokens a second, a panel for each phase: median as a bar, lowest to highest as a whisker."""
     phases = list(dict.fromkeys(row["phase"] for row in rows))
-    figure.set_size_inches(6.4, 0.5 + 0.8 * len(phases) + 0.26 * len(rows))
+    figure.set_size_inches(WIDTH, 0.5 + 0.8 * len(phases) + 0.26 * len(rows))
     heights = [1.5 + sum(row["phase"] == phase for row in rows) for phase in phases]
-    for axes, phase in zip(figure.subplots(len(phases), 1, squeeze=False, height_ratios=heights)[:, 0], phases, strict=True):
+    panels = figure.subplots(len(phases), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, phase in zip(panels, phases, strict=True):
         bars(axes, [row for row in rows if row["phase"] == phase])
         axes.set_title(shorten(f"{phase}, tokens a second"))
 
@@ -175,13 +198,13 @@ def bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def growth(figure: Figure, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], bound: float) -> None:
     """How rounding grows: the largest relative difference of the parameters against the step, and what is allowed."""
-    figure.set_size_inches(6.4, 2.6)
+    figure.set_size_inches(WIDTH, 2.6)
     axes = figure.subplots()
     log_lines(axes, lines)
     axes.axhline(bound, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="bound")
     axes.set_xlabel("step")
     axes.set_ylabel("relative difference")
-    axes.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    axes.legend(**LEGEND)
 
 
 def log_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
@@ -196,9 +219,11 @@ def log_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[floa
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean over a window centred on each step, a twenty-fifth of the run wide."""
-    window = np.ones(min(len(values), 1 + 2 * (len(values) // 50)))
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same") if len(values) else values
+    """The mean over a window centred on each step, a twenty-fifth of the run wide, narrower towards both ends."""
+    place = np.arange(len(values))
+    half = np.minimum(np.minimum(place, place[::-1]), len(values) // 50)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[place + half + 1] - sums[place - half]) / (2 * half + 1)
 
 
 def floats(values: Iterable[float | None]) -> np.ndarray:

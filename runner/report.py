@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from runner.findings import Result, Rows, agreement, headline, problems, relative, side_by_side
 from runner.pictures import COLOURS, GREY, Series, curves, growth, svg, timing_bars, visible
 from shared.errors import UserError
 from shared.files import write_atomically
 
-Result = Mapping[str, Any]
-Rows = list[dict[str, Any]]
-
 LISTS = ("participants", "check", "training", "growth", "timing", "samples", "failures")
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def write_run_report(run_dir: Path) -> Path:
-    """curves.svg and report.html of a run directory, finished or not; returns the page. UserError where it is not one."""
+    """curves.svg and report.html of a run directory, finished or not; the page. UserError if it is none."""
     config, metrics, samples = read_config(run_dir), read_metrics(run_dir), read_samples(run_dir)
     corpus, result = config.get("corpus", {}), config.get("result", {})
     baseline = corpus.get("unigram_perplexity")
@@ -103,103 +99,6 @@ def points(row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
     return [each["step"] for each in found], [each["max_relative_difference"] for each in found]
 
 
-def problems(result: Result) -> list[dict[str, str]]:
-    """Everything that failed, in words; a result that is not ok has at least one."""
-    found = [{"who": row["impl"], "what": row["what"]} for row in result["failures"]]
-    found += [
-        {"who": row["impl"], "what": f"{row['cell']} {row['dtype']}, {row['quantity']}: {differs(row)}"}
-        for row in result["check"]
-        if not row["ok"]
-    ]
-    found += [
-        {"who": row["impl"], "what": f"parameters in {row['dtype']} drift further from the first than {row['bound']:.2g}"}
-        for row in result["growth"]
-        if not row["ok"]
-    ]
-    spread = result.get("agreement")
-    if spread and not spread["ok"]:
-        what = f"held-out losses are {spread['held_out_spread']:.2g} apart, at most {spread['held_out_bound']:.2g} expected"
-        found.append({"who": "training", "what": what})
-    if not found and not result["ok"]:
-        found.append({"who": "compare", "what": "did not succeed, and does not say why"})
-    return found
-
-
-def differs(row: Mapping[str, Any]) -> str:
-    """A failed line of the check."""
-    return f"differs by {row['max_relative_error']:.2g}, at most {row['bound']:.2g} expected"
-
-
-def headline(result: Result, wrong: Sequence[Any]) -> str:
-    """The verdict in a sentence."""
-    count = len(result["participants"])
-    if wrong:
-        return f"Not everything agrees: {counted(len(wrong), 'problem')}"
-    if count < 2:
-        return f"{counted(count, 'implementation').capitalize()} took part, so there is nothing to compare"
-    if not result["check"] and not result["growth"]:
-        return f"{counted(count, 'implementation').capitalize()} ran; their numbers were not checked"
-    return f"{'Both' if count == 2 else f'All {NUMBERS[count]}' if count <= 10 else f'All {count}'} implementations agree"
-
-
-def counted(count: int, noun: str) -> str:
-    """one problem, two problems, 11 problems."""
-    return f"{NUMBERS[count] if count < len(NUMBERS) else count} {noun}{'' if count == 1 else 's'}"
-
-
-def agreement(check: Rows) -> dict[str, dict[str, Any]]:
-    """Precision -> table: a line for each implementation and cell, a column for each group of quantities, and in it the
-    row nearest to its bound or furthest beyond it."""
-    tables = {}
-    for dtype in dict.fromkeys(row["dtype"] for row in check):
-        rows = [row for row in check if row["dtype"] == dtype]
-        columns = list(dict.fromkeys(map(group, rows)))
-        lines = [line(rows, columns, *key) for key in dict.fromkeys((row["impl"], row["cell"]) for row in rows)]
-        tables[dtype] = {"columns": columns, "lines": lines, "count": len(rows)}
-    return tables
-
-
-def line(rows: Rows, columns: Sequence[str], impl: str, cell: str) -> dict[str, Any]:
-    """A line of the agreement table."""
-    own = [row for row in rows if (row["impl"], row["cell"]) == (impl, cell)]
-    worst = {name: max((row for row in own if group(row) == name), key=closeness, default=None) for name in columns}
-    return {"impl": impl, "cell": cell, "worst": worst, "ok": all(row["ok"] for row in own)}
-
-
-def group(row: Mapping[str, Any]) -> str:
-    """The quantity without the name of the tensor: "gradient: decoder.bias" is a gradient."""
-    return str(row["quantity"]).partition(":")[0]
-
-
-def closeness(row: Mapping[str, Any]) -> tuple[bool, float]:
-    """Failures first, then by how much of the bound is used up."""
-    error = row["max_relative_error"]
-    return not row["ok"], error / row["bound"] if row["bound"] else error
-
-
-def relative(timed: Rows) -> Rows:
-    """The times, with the factor to the slowest of the same phase."""
-    slowest = {row["phase"]: row["tokens_per_second"] for row in sorted(timed, key=lambda row: -row["tokens_per_second"])}
-    return [row | {"factor": row["tokens_per_second"] / (slowest[row["phase"]] or math.nan)} for row in timed]
-
-
-def side_by_side(samples: Rows) -> Rows:
-    """Samples drawn alike, together; each text split where the first difference lies."""
-    together: dict[tuple[Any, ...], Rows] = {}
-    for row in samples:
-        together.setdefault((row["dtype"], row["temperature"], row["prompt"]), []).append(row)
-    return [
-        {"dtype": dtype, "temperature": temperature, "prompt": prompt, "columns": split_texts(rows)}
-        for (dtype, temperature, prompt), rows in together.items()
-    ]
-
-
-def split_texts(rows: Rows) -> Rows:
-    """Each text as what all have in common and the rest."""
-    same = len(os.path.commonprefix([row["text"] for row in rows]))
-    return [{"impl": row["impl"], "text": row["text"], "same": row["text"][:same], "rest": row["text"][same:]} for row in rows]
-
-
 def read_config(run_dir: Path) -> dict[str, Any]:
     """config.json; UserError where there is none."""
     try:
@@ -249,8 +148,8 @@ def language(text: str) -> str:
 
 
 def shown(form: str, value: float | None) -> str:
-    """A number, or a dash."""
-    return "–" if value is None else format(value, form)
+    """A number, or a dash; zero is exact and looks it."""
+    return "–" if value is None else format(value, form) if value else "0"
 
 
 def seen(value: Any) -> Any:
@@ -258,9 +157,9 @@ def seen(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-ENVIRONMENT = Environment(
-    loader=PackageLoader("runner"), autoescape=True, undefined=StrictUndefined, finalize=seen, trim_blocks=True, lstrip_blocks=True
-)
-ENVIRONMENT.filters |= {name: partial(shown, form) for name, form in {"count": ",.0f", "error": ".2g", "fixed": ".3f"}.items()}
+FORMS = {"count": ",.0f", "error": ".1e", "bound": ".2g", "loss": ".4f", "fine": ".6f", "short": ".2f", "factor": ".1f"}
+ENVIRONMENT = Environment(loader=PackageLoader("runner"), autoescape=True, undefined=StrictUndefined, finalize=seen)
+ENVIRONMENT.trim_blocks = ENVIRONMENT.lstrip_blocks = True
+ENVIRONMENT.filters |= {name: partial(shown, form) for name, form in FORMS.items()}
 ENVIRONMENT.filters["language"] = language
-ENVIRONMENT.globals |= {"colours": COLOURS}
+ENVIRONMENT.globals["colours"] = COLOURS

@@ -1,0 +1,132 @@
+"""Batches of a fixed shape [B, T] as pure functions of (epoch, index), so that a run can be resumed anywhere without any
+random state. A short window is padded at the right, where its mask is False."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shared.contract import Batch
+from shared.errors import CorpusError, VocabularyError
+from shared.random_bits import permutation
+from shared.vocabulary import Vocabulary
+
+Array = np.ndarray
+
+
+class StreamBatches:
+    """A running text, tokens [N]: its N-1 predictions are dealt to B rows in contiguous, balanced pieces, each read in
+    windows of T. The state is carried from batch to batch; only the first batch of an epoch is reset."""
+
+    def __init__(self, tokens: Array, batch_size: int, seq_length: int) -> None:
+        predictions = len(tokens) - 1
+        check_stream(predictions, batch_size, seq_length)
+        edges = np.arange(batch_size + 1) * predictions // batch_size
+        self._tokens, self._seq_length = compact(tokens), seq_length
+        self._starts, self._ends = edges[:-1], edges[1:]
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-int((self._ends - self._starts).max()) // self._seq_length)
+
+    def batch(self, _epoch: int, index: int) -> Batch:
+        """The same in every epoch."""
+        starts = self._starts + in_range(index, len(self)) * self._seq_length
+        reset = np.full(len(starts), index == 0)
+        return Batch(*windows(self._tokens, starts, self._ends - starts, self._seq_length, padding=0), reset)
+
+
+class PoemBatches:
+    """Poems, each tokens [n]: BOS and the characters predict the characters and EOS. Every row is reset. Poems of more
+    than T steps are left out and counted; rows that the last batch lacks are all padding."""
+
+    def __init__(
+        self, poems: Sequence[Array], batch_size: int, seq_length: int, vocabulary: Vocabulary, seed: int, shuffle: bool
+    ) -> None:
+        pad, bos, eos = vocabulary.pad, vocabulary.bos, vocabulary.eos
+        if pad is None or bos is None or eos is None:
+            raise VocabularyError("This model learned a running text and has no marks for where a poem begins and ends.")
+        fitting = [poem for poem in poems if len(poem) + 1 <= seq_length]
+        self.left_out = len(poems) - len(fitting)
+        check_poems(poems, len(fitting), batch_size, seq_length)
+        self._lengths = np.array([len(poem) + 1 for poem in fitting])
+        self._starts = np.cumsum(self._lengths + 1) - self._lengths - 1
+        self._tokens = compact(np.concatenate([part for poem in fitting for part in ([bos], poem, [eos])]))
+        self._batch_size, self._seq_length, self._padding = batch_size, seq_length, pad
+        self._seed, self._shuffle = seed, shuffle
+        self._order = (-1, np.arange(len(fitting)))  # of the epoch last asked for; -1: as they came
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self._lengths) // self._batch_size)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Shuffled anew in every epoch where that was asked for."""
+        size = self._batch_size
+        first = in_range(index, len(self)) * size
+        chosen = self._ordered(epoch)[first : first + size]
+        starts, lengths = np.zeros((2, size), np.int64)
+        starts[: len(chosen)], lengths[: len(chosen)] = self._starts[chosen], self._lengths[chosen]
+        return Batch(*windows(self._tokens, starts, lengths, self._seq_length, self._padding), np.full(size, True))
+
+    def _ordered(self, epoch: int) -> Array:
+        if self._shuffle and self._order[0] != epoch:
+            self._order = epoch, permutation(self._seed, f"epoch.{epoch}", len(self._lengths))
+        return self._order[1]
+
+
+Batches = StreamBatches | PoemBatches
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """One batch with a leading axis K."""
+    return Batch(*(np.stack(field) for field in zip(*batches, strict=True)))
+
+
+def windows(data: Array, starts: Array, lengths: Array, T: int, padding: int) -> tuple[Array, Array, Array]:
+    """tokens, targets, mask [B, T]: row b has `lengths[b]` predictions, or T if it has more, from `starts[b]` on."""
+    steps = np.arange(T)
+    mask = steps < lengths[:, None]  # [B, T]
+    places = np.where(mask, starts[:, None] + steps, 0)
+    tokens, targets = (np.where(mask, data[places + ahead], padding).astype(np.int32) for ahead in (0, 1))
+    return tokens, targets, mask
+
+
+def compact(tokens: Array) -> Array:
+    """The tokens in the smallest unsigned type that holds them."""
+    return tokens.astype(np.min_scalar_type(tokens.max()))
+
+
+def in_range(index: int, count: int) -> int:
+    """The index, if an epoch has such a batch."""
+    if not 0 <= index < count:
+        raise IndexError(f"batch {index} of an epoch of {count}")
+    return index
+
+
+def check_stream(predictions: int, batch_size: int, seq_length: int) -> None:
+    """Raise CorpusError where the text does not fill one batch."""
+    if predictions < batch_size:
+        raise CorpusError(
+            f"The batch is larger than the text: {predictions + 1} characters make {max(predictions, 0)} predictions, and "
+            f"--batch-size {batch_size} asks for that many rows. Lower --batch-size, or take a longer text."
+        )
+    longest = -(-predictions // batch_size)
+    if longest < seq_length:
+        raise CorpusError(
+            f"The text is shorter than a window: {predictions + 1} characters in {batch_size} rows leave {longest} steps "
+            f"a row, and a window has {seq_length}. Lower --seq-length or --batch-size, or take a longer text."
+        )
+
+
+def check_poems(poems: Sequence[Array], fitting: int, batch_size: int, seq_length: int) -> None:
+    """Raise CorpusError where the poems do not fill one batch."""
+    if poems and not fitting:
+        raise CorpusError(
+            f"Every poem is longer than --seq-length {seq_length}: the shortest of {len(poems)} takes "
+            f"{min(map(len, poems)) + 1} steps, its end included. Raise --seq-length."
+        )
+    if fitting < batch_size:
+        raise CorpusError(
+            f"The batch is larger than the text: {fitting} of {len(poems)} poems fit into --seq-length {seq_length}, and "
+            f"--batch-size is {batch_size}. Lower --batch-size, raise --seq-length, or take more poems."
+        )

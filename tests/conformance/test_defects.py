@@ -1,0 +1,205 @@
+"""The tests' own tests: deliberate defects in an implementation's source, each of which the examination must catch.
+
+A defect is a replacement in one file. The mutated package is loaded in place of the real one and examined with the very
+code of `check`; the reference was measured before. The compiled frameworks take a selection, since each must compile anew.
+"""
+
+import importlib
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from conftest import REQUIRED
+from runner import check
+from runner.check import Examinee, cases, compare
+
+ROOT = Path(__file__).parents[2]
+
+
+class Defect(NamedTuple):
+    what: str
+    cell: str
+    file: str
+    old: str
+    new: str
+
+
+# Text that the four implementations share.
+COMMON = [
+    Defect("input and forget gate swapped", "lstm", "lstm.py", "i, f, g, o =", "f, i, g, o ="),
+    Defect("candidate and output gate swapped", "lstm", "lstm.py", "i, f, g, o =", "i, f, o, g ="),
+    Defect("cell kept by the input gate", "lstm", "lstm.py", "gates.forget_gate * state.cell", "gates.input_gate * state.cell"),
+    Defect("old cell added whole", "lstm", "lstm.py", "gates.forget_gate * state.cell", "state.cell"),
+    Defect("reset and update swapped", "gru", "gru.py", "x_r, x_z, x_n =", "x_z, x_r, x_n ="),
+    Defect("update gate inverted", "gru", "gru.py", "(1 - update) * candidate + update *", "update * candidate + (1 - update) *"),
+    Defect("bias_hn missing", "gru", "gru.py", "h_n + weights.bias_hn", "h_n + 0 * weights.bias_hn"),
+    Defect("bias_hn outside the reset product", "gru", "gru.py", "x_n + reset * recurrent", "x_n + weights.bias_hn + reset * h_n"),
+    Defect("reset before the product", "gru", "gru.py", "reset * recurrent", "recurrent"),
+    Defect("bias missing", "rnn", "unroll.py", " + weights.bias", " + 0 * weights.bias"),
+]
+CELLS_ONLY = [
+    Defect("recurrent weight transposed", "rnn", "rnn.py", "weights.weight_hh.T", "weights.weight_hh"),
+    Defect("bias counted twice", "lstm", "unroll.py", "+ weights.bias", "+ 2 * weights.bias"),
+    Defect("every layer starts from the first layer's state", "gru", "unroll.py", "unroll(cell, inputs, state, each,", "unroll(cell, inputs, cell.state(*(a + 0 * b for a, b in zip(states[0], state))), each,"),
+    Defect("state of the last step stale", "lstm", "unroll.py", "return outputs, state,", "return outputs, states[max(len(states) - 2, 0)],"),
+    Defect("reset ignored in training", "rnn", "model.py", "zero_rows(state, batch.reset), record=False)\n        return mean_nats", "state, record=False)\n        return mean_nats"),
+    Defect("state not carried from batch to batch", "rnn", "model.py", "loss, norm, finite, state = self._train_step", "loss, norm, finite, _ = self._train_step"),
+    Defect("optimizer handed over without its step", "rnn", "model.py", "self._step.fill_(step)", "self._step.fill_(0)"),
+    Defect("mask missing from the loss", "rnn", "loss.py", "(token_nats(logits, targets) * mask).sum() / mask.sum()", "token_nats(logits, targets).mean()"),
+    Defect("mean over padding too", "rnn", "loss.py", "* mask).sum() / mask.sum()", "* mask).mean()"),
+    Defect("hits counted on padding", "rnn", "loss.py", "((logits.argmax(-1) == targets) & mask)", "(logits.argmax(-1) == targets)"),
+    Defect("clipping per tensor", "rnn", "optimizer.py", "gradient * scale.to(gradient.dtype)", "gradient * (clip_norm / gradient.norm().clamp(min=clip_norm))"),
+    Defect("clipping forgotten", "rnn", "optimizer.py", "gradient * scale.to(gradient.dtype)", "gradient"),
+    Defect("epsilon inside the root", "rnn", "optimizer.py", "eps=optimizer.epsilon", "eps=optimizer.epsilon ** 0.5"),
+    Defect("epsilon of another library", "rnn", "optimizer.py", "eps=optimizer.epsilon", "eps=1e-7"),
+    Defect("moments swapped", "rnn", "optimizer.py", "beta1=beta1, beta2=beta2", "beta1=beta2, beta2=beta1"),
+    Defect("bias correction one step late", "rnn", "optimizer.py", "[step.float() for", "[step.float() + 1 for"),
+    Defect("one learning rate for all steps", "rnn", "model.py", "float(learning_rate))\n            steps", "float(learning_rates[0]))\n            steps"),
+    Defect("temperature multiplies", "rnn", "generate.py", "(scores / rule.temperature)", "(scores * rule.temperature)"),
+    Defect("top-k keeps one more", "rnn", "generate.py", "rule.top_k :]", "rule.top_k + 1 :]"),
+    Defect("top-p on the sum after", "rnn", "generate.py", "weights.cumsum(-1) - weights", "weights.cumsum(-1)"),
+    Defect("short prompts read into the padding", "rnn", "generate.py", "p < prompt_lengths", "p < prompt_lengths + 1"),
+    Defect("a transposed gradient applied scrambled", "rnn", "optimizer.py", "gradients[name].contiguous()", "gradients[name]"),
+]  # fmt: skip
+BY_HAND = [
+    Defect("recurrent weight transposed", "rnn", "rnn.py", "state.hidden @ weights.weight_hh.T", "state.hidden @ weights.weight_hh"),
+    Defect("recurrent weight transposed in the backward pass", "rnn", "rnn.py", "d_sum @ weights.weight_hh)", "d_sum @ weights.weight_hh.T)"),
+    Defect("sigmoid's derivative for tanh's", "rnn", "rnn.py", "(1 - after.hidden**2)", "after.hidden * (1 - after.hidden)"),
+    Defect("cell's gradient not carried", "lstm", "lstm.py", "d_cell * f)", "0 * d_cell)"),
+    Defect("cell's gradient without the output gate", "lstm", "lstm.py", "d_after.hidden * o * (1", "d_after.hidden * (1"),
+    Defect("candidate's derivative of the input gate", "lstm", "lstm.py", "d_cell * i * (1 - g**2)", "d_cell * i * g * (1 - g)"),
+    Defect("reset gate's gradient without the product", "gru", "gru.py", "d_n * recurrent * r", "d_n * r"),
+    Defect("update gate's path back missing", "gru", "gru.py", " + d_after.hidden * z)", ")"),
+    Defect("reset gate missing on the way back", "gru", "gru.py", "[d_r, d_z, d_n * r]", "[d_r, d_z, d_n]"),
+    Defect("bias_hn's gradient of another gate", "gru", "unroll.py", "[-len(weights.bias_hn) :]", "[: len(weights.bias_hn)]"),
+    Defect("weights see the state after the step", "lstm", "unroll.py", "product(d_h, befores.hidden)", "product(d_h, record.states.hidden)"),
+    Defect("repeated tokens dropped", "rnn", "arrays.py", "table[present] += np.add.reduceat(values[order], starts, axis=0)", "table[rows] = values"),
+    Defect("gradient of a reset row's state", "rnn", "model.py", "zero_rows(d_states, batch.reset), after", "d_states, after"),
+    Defect("second layer reads the first one's state", "rnn", "model.py", "inputs, states[k], weights[k]", "inputs, states[0], weights[k]"),
+    Defect("mask missing from the gradient", "rnn", "loss.py", "(mask / mask.sum(dtype=logits.dtype))", "(np.ones_like(logits[..., 0]) / mask.sum())"),
+    Defect("mean over padding in the loss", "rnn", "loss.py", "* mask).sum() / mask.sum()", "* mask).mean()"),
+    Defect("norm of each tensor alone", "rnn", "optimizer.py", "gradient * scale.astype", "gradient * (clip_norm / np.maximum(np.sqrt((gradient**2).sum()), clip_norm)).astype"),
+    Defect("epsilon inside the root", "rnn", "optimizer.py", "(np.sqrt(square / (1 - beta2**step)) + optimizer.epsilon)", "np.sqrt(square / (1 - beta2**step) + optimizer.epsilon)"),
+    Defect("epsilon before the bias correction", "rnn", "optimizer.py", "(np.sqrt(square / (1 - beta2**step)) + optimizer.epsilon)", "((np.sqrt(square) + optimizer.epsilon) / np.sqrt(1 - beta2**step))"),
+    Defect("no bias correction of the mean", "rnn", "optimizer.py", "mean / (1 - beta1**step)", "mean"),
+    Defect("bias correction one step late", "rnn", "optimizer.py", "mean, square, step + 1)", "mean, square, step + 2)"),
+    Defect("state not carried from batch to batch", "rnn", "model.py", "loss, norm, finite, state = self._train_step", "loss, norm, finite, _ = self._train_step"),
+    Defect("state forgotten between calls", "lstm", "model.py", "logits, state, _ = self._forward(self._array(tokens).T, state,", "logits, _, _ = self._forward(self._array(tokens).T, state,"),
+    Defect("step not counted", "rnn", "model.py", "self._step += finite", "pass"),
+    Defect("temperature multiplies", "rnn", "generate.py", "scores / rule.temperature", "scores * rule.temperature"),
+    Defect("top-k keeps one more", "rnn", "generate.py", "rule.top_k :]", "rule.top_k + 1 :]"),
+    Defect("ended rows go on", "rnn", "generate.py", "np.where(ended, np.int32(rule.end), token)", "token"),
+]  # fmt: skip
+DEFECTS = {"numpy": [*COMMON, *BY_HAND], "torch": [*COMMON, *CELLS_ONLY], "jax": COMMON, "tf": COMMON}
+PAIRS = [(impl, defect) for impl in REQUIRED for defect in DEFECTS[impl]]
+
+
+@cache
+def reference(cell):
+    return [Examinee("numpy", "cpu").measure(case, "float64") for case in cases(cell)]
+
+
+@pytest.fixture
+def mutated(request, tmp_path, monkeypatch):
+    """The implementation with one defect, in place of the real one."""
+    impl, defect = request.param
+    package = f"impl_{impl}"
+    expected = reference(defect.cell)
+    shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / package / defect.file
+    text = source.read_text("utf-8")
+    assert defect.old in text, f"{package}/{defect.file} no longer holds {defect.old!r}: renew this defect"
+    source.write_text(text.replace(defect.old, defect.new), "utf-8")
+    real = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == package}
+    for name in real:
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield impl, defect, expected
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+    sys.modules.update(real)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mutated", PAIRS, indirect=True, ids=[f"{impl}-{defect.what}" for impl, defect in PAIRS])
+def test_a_defect_is_caught(mutated):
+    impl, defect, expected = mutated
+    examinee = Examinee(impl, "cpu")
+    rows = []
+    for case, values in zip(cases(defect.cell), expected, strict=True):
+        rows += compare(examinee.measure(case, "float64"), values, "float64")
+    loaded = sys.modules[f"impl_{impl}"].__file__
+    assert not loaded.startswith(str(ROOT)), "the defect was not loaded"
+    assert [row for row in rows if not row["ok"]], f"nothing noticed: {defect.what}"
+
+
+class Inline:
+    """A worker without a process, so that the command meets the defect too."""
+
+    def __init__(self, name, factory, *arguments):
+        self.target = factory(*arguments)
+
+    def start(self, method, *arguments):
+        self.answer = getattr(self.target, method)(*arguments)
+
+    def result(self):
+        return self.answer
+
+    def call(self, method, *arguments):
+        return getattr(self.target, method)(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.mark.parametrize("defect", [True, False])
+def test_the_command_exits_with_1_on_a_defect(monkeypatch, capsys, impl, defect):
+    from runner.cli import Check
+
+    real = Examinee.measure
+
+    def measure(self, case, dtype):
+        found = real(self, case, dtype)
+        if defect and self._device != "reference":
+            found["gradient: decoder.bias"] = found["gradient: decoder.bias"][::-1].copy()
+        return found
+
+    monkeypatch.setattr(Examinee, "measure", measure)
+    monkeypatch.setattr(Examinee, "finite_differences", lambda self, case: 1e-12)
+
+    def open_worker(name, factory, *arguments):
+        worker = Inline(name, factory, *arguments)
+        if name == "reference":
+            worker.target.measure = lambda case, dtype: real(worker.target, case, dtype)
+        return worker
+
+    status = check.run(Check(impl=impl, cell="rnn", dtype="float64"), open_worker)
+    shown = capsys.readouterr().out
+    assert status == int(defect)
+    assert ("DIFFERS" in shown) == defect
+    assert ("gradient: decoder.bias" in shown) == defect
+
+
+def test_there_are_enough_defects():
+    for impl in ("numpy", "torch"):
+        names = {defect.what for defect in DEFECTS[impl]}
+        assert len(names) == len(DEFECTS[impl]) >= 20
+
+
+def test_equal_arrays_are_equal_and_others_are_not():
+    expected = {"loss": np.array(2.0), "tokens: greedy": np.array([1.0, 2.0])}
+    assert all(row["ok"] for row in compare(expected, expected, "float64"))
+    for wrong in (np.nan, np.inf, 2.0 + 1e-9):
+        rows = compare({**expected, "loss": np.array(wrong)}, expected, "float64")
+        assert [row["ok"] for row in rows] == [False, True]
+    assert not compare({**expected, "tokens: greedy": np.array([1.0])}, expected, "float64")[1]["ok"]
