@@ -1,5 +1,4 @@
-"""The LanguageModel in JAX; the rules are in shared.contract. The mathematics is pure functions of a static
-configuration, below the class: models of equal configuration share what was compiled."""
+"""The LanguageModel in JAX; the rules are in shared.contract."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +11,6 @@ from jax import lax
 from impl_jax.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_jax.generate import generate
 from impl_jax.loss import mean_nats, score
-from impl_jax.optimizer import Arrays as Parameters
 from impl_jax.optimizer import clip_by_global_norm, global_norm, init_slots, update
 from impl_jax.unroll import CELLS, Record, layer_weights, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -42,7 +40,7 @@ class Model:
     def load_parameters(self, parameters: Arrays) -> None:
         check_arrays("The parameters", parameters, self._shapes)
         self._parameters = {name: self._array(parameters[name]) for name in self._shapes}
-        self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.int32(0))
+        self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.array(0, np.int32))
 
     def dump_parameters(self) -> dict[str, np.ndarray]:
         return {name: to_numpy(self._parameters[name]) for name in self._shapes}
@@ -51,7 +49,7 @@ class Model:
         shapes = slot_shapes(self._optimizer, self._shapes)
         check_arrays("The optimizer's slots", slots, shapes)
         self._slots = {name: self._array(slots[name]) for name in shapes}
-        self._step = self._array(np.int32(step))
+        self._step = self._array(np.array(step, np.int32))
 
     def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
         shapes = slot_shapes(self._optimizer, self._shapes)
@@ -74,9 +72,7 @@ class Model:
         logits, state = _logits(self._model, self._parameters, self._array(tokens), state)
         return to_numpy(logits), state
 
-    def loss_and_gradients(
-        self, batch: Batch, state: State, step: int | None = None
-    ) -> tuple[float, Gradients, State]:
+    def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         on_device = Batch(*map(self._array, batch))
         (loss, state), (gradients, d_state) = _gradients(self._model, self._parameters, state, on_device)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
@@ -119,9 +115,7 @@ class Model:
         arrays = [self._array(each) for each in (prompt, prompt_lengths)]
         permitted = None if allowed is None else self._array(allowed)
         state = self.initial_state(len(prompt))
-        written = _generate(
-            self._model, self._parameters, state, *arrays, draws, rule, self._array(free), permitted
-        )
+        written = _generate(self._model, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
         return to_numpy(written)
 
     def _array(self, values: np.ndarray) -> Array:
@@ -133,18 +127,23 @@ def zero_rows(state: State, reset: Array) -> State:
     return jax.tree.map(lambda field: jnp.where(reset[:, None], 0, field), state)
 
 
+# Pure functions of a static configuration: models of equal configuration share what was compiled. No buffer is donated,
+# so that an interrupted call leaves the model as it was.
+
+
 def _forward(
-    model: ModelConfig, parameters: Parameters, tokens: Array, state: State, record: bool
+    model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State, record: bool
 ) -> tuple[Array, State, list[Record | None]]:
     """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
     cell = CELLS[model.cell]
     inputs = parameters["embedding.weight"][tokens] if model.embedding_size else tokens
     weights = [layer_weights(cell, parameters, k) for k in range(model.num_layers)]
     outputs, state, records = unroll_layers(cell, inputs, state, weights, record)
-    return outputs @ parameters["decoder.weight"].T + parameters["decoder.bias"], state, records
+    logits = jnp.einsum("tbh,vh->tbv", outputs, parameters["decoder.weight"]) + parameters["decoder.bias"]
+    return logits, state, records
 
 
-def _loss(model: ModelConfig, parameters: Parameters, state: State, batch: Batch) -> tuple[Array, State]:
+def _loss(model: ModelConfig, parameters: dict[str, Array], state: State, batch: Batch) -> tuple[Array, State]:
     """Mean nats of the batch, and the state after it."""
     logits, after, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
     return mean_nats(logits, batch.targets.T, batch.mask.T), after
@@ -154,7 +153,7 @@ _gradients = jax.jit(jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True), st
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(model: ModelConfig, parameters: Parameters, tokens: Array, state: State) -> tuple[Array, State]:
+def _logits(model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
     """tokens [B, T] -> logits [B, T, V], state."""
     logits, state, _ = _forward(model, parameters, tokens.T, state, record=False)
     return logits.swapaxes(0, 1), state
@@ -182,7 +181,7 @@ def _train_steps(
 
 @partial(jax.jit, static_argnums=0)
 def _evaluate(
-    model: ModelConfig, parameters: Parameters, batches: Batch, state: State
+    model: ModelConfig, parameters: dict[str, Array], batches: Batch, state: State
 ) -> tuple[tuple[Array, Array, Array], State]:
     """Sums over the batches, and the state after them."""
 
@@ -195,14 +194,14 @@ def _evaluate(
 
 
 @partial(jax.jit, static_argnums=0)
-def _trace(model: ModelConfig, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Record]]:
+def _trace(model: ModelConfig, parameters: dict[str, Array], batch: Batch, state: State) -> tuple[Array, list[Record]]:
     """Logits [B, T, V], and the record of each layer with fields [B, T, H]."""
     logits, _, records = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=True)
     return jax.tree.map(lambda steps: steps.swapaxes(0, 1), (logits, records))
 
 
 @partial(jax.jit, static_argnums=0)
-def _generate(model: ModelConfig, parameters: Parameters, *arguments: Any) -> Array:
+def _generate(model: ModelConfig, parameters: dict[str, Array], *arguments: Any) -> Array:
     """`generate` with this model as the function that advances."""
 
     def advance(tokens: Array, state: State) -> tuple[Array, State]:

@@ -21,7 +21,7 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
 
 def global_norm(gradients: Arrays) -> Array:
     """Euclidean norm over all gradients together."""
-    return optax.global_norm(optax.tree.cast(gradients, jnp.float64))
+    return optax.tree.norm(optax.tree.cast(gradients, jnp.float64))
 
 
 def clip_by_global_norm(gradients: Arrays, norm: Array, clip_norm: float) -> Arrays:

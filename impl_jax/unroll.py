@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import lax
 
 from impl_jax.arrays import Array
@@ -43,7 +44,8 @@ def project(inputs: Array, weights: Any) -> Array:
     """W x + b of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot input, -> [T, B, G*H]."""
     if inputs.ndim == 2:
         return weights.weight_ih.T[inputs] + weights.bias
-    return linear(inputs, weights.weight_ih, weights.bias)
+    # Written `@ weight_ih.T`, the product of a single row would copy the transposed weight each time.
+    return jnp.einsum("tbi,gi->tbg", inputs, weights.weight_ih) + weights.bias
 
 
 def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import torch
+from torch import sigmoid, tanh
 
 from impl_torch.arrays import Array
 
@@ -33,7 +33,7 @@ def gru_step(projected: Array, state: GRUState, weights: GRUWeights) -> tuple[GR
     """
     x_r, x_z, x_n = projected.chunk(3, dim=-1)
     h_r, h_z, h_n = (state.hidden @ weights.weight_hh.T).chunk(3, dim=-1)
-    reset, update, recurrent = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z), h_n + weights.bias_hn
-    candidate = torch.tanh(x_n + reset * recurrent)
+    reset, update, recurrent = sigmoid(x_r + h_r), sigmoid(x_z + h_z), h_n + weights.bias_hn
+    candidate = tanh(x_n + reset * recurrent)
     hidden = (1 - update) * candidate + update * state.hidden
     return GRUState(hidden), GRUGates(reset, update, candidate, recurrent)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import torch
+from torch import sigmoid, tanh
 
 from impl_torch.arrays import Array
 
@@ -32,6 +32,6 @@ def lstm_step(projected: Array, state: LSTMState, weights: LSTMWeights) -> tuple
     c' = f * c + i * g                   h' = o * tanh(c')
     """
     i, f, g, o = (projected + state.hidden @ weights.weight_hh.T).chunk(4, dim=-1)
-    gates = LSTMGates(torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o))
+    gates = LSTMGates(sigmoid(i), sigmoid(f), tanh(g), sigmoid(o))
     cell = gates.forget_gate * state.cell + gates.input_gate * gates.candidate
-    return LSTMState(gates.output_gate * torch.tanh(cell), cell), gates
+    return LSTMState(gates.output_gate * tanh(cell), cell), gates

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import torch
+from torch import tanh
 
 from impl_torch.arrays import Array
 
@@ -26,4 +26,4 @@ def rnn_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RN
 
     h' = tanh(W x + b + U h)
     """
-    return RNNState(torch.tanh(projected + state.hidden @ weights.weight_hh.T)), RNNGates()
+    return RNNState(tanh(projected + state.hidden @ weights.weight_hh.T)), RNNGates()

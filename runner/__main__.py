@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from runner import VERSION
 from shared.errors import UserError
 
 
@@ -20,14 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Parse and dispatch: the module of a command has the command's name."""
-    from runner import cli, environment
+    from runner import cli, environment, resume
 
     if arguments[:1] == ["--version"]:
-        from importlib.metadata import version
-
-        print(f"rosetta-rnn {version('rosetta-rnn')}")
+        print(f"rosetta-rnn {VERSION}")
         return 0
-    options = cli.parse(arguments)
+    options = resume.resumed(arguments) or cli.parse(arguments)
     name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
     several = name in ("check", "compare", "doctor")
     environment.prepare(getattr(options, "runtime", cli.RuntimeConfig(device="cpu")), 2 if several else 1)

@@ -3,8 +3,8 @@
 import os
 import platform
 from contextlib import closing
-from importlib.metadata import version
 
+from runner import VERSION
 from runner.cli import Doctor
 from runner.console import say, show_table
 from runner.environment import available_cores, settings
@@ -27,7 +27,7 @@ class Patient:
 
 def run(options: Doctor) -> int:
     """Print the findings; 1 where an installed implementation does not run."""
-    say(f"rosetta-rnn {version('rosetta-rnn')}, Python {platform.python_version()}, {platform.platform(terse=True)}", "bold")
+    say(f"rosetta-rnn {VERSION}, Python {platform.python_version()}, {platform.platform(terse=True)}", "bold")
     say(f"{available_cores()} cores; " + ", ".join(f"{name}={os.environ.get(name)}" for name in settings(RuntimeConfig())))
     present = installed()
     rows = [examine(name) if name in present else missing(name) for name in IMPLEMENTATIONS]

@@ -25,8 +25,11 @@ def settings(runtime: RuntimeConfig, workers: int = 1) -> dict[str, str]:
     if not runtime.tuning:
         return {}
     count = str(runtime.threads or max(1, available_cores() // workers))
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
-    return {**dict.fromkeys(names, count), "TF_NUM_INTEROP_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+    # A step's product is too small to share: a second OpenBLAS thread, which spins while it waits, gains nothing on an
+    # idle machine and costs a factor of ten on a busy one.
+    blas = {"OPENBLAS_NUM_THREADS": str(runtime.threads or 1)}
+    return {**dict.fromkeys(names, count), **blas, "TF_NUM_INTEROP_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def quiet(runtime: RuntimeConfig) -> dict[str, str]:

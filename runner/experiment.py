@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from runner.console import say
 from shared.batching import Batches, PoemBatches, StreamBatches, stack
 from shared.config import CorpusConfig, ModelConfig, TrainingConfig
 from shared.contract import Batch, LanguageModel
@@ -48,7 +49,7 @@ class Experiment(NamedTuple):
 
 def prepare(config: CorpusConfig, training: TrainingConfig) -> Experiment:
     """Load, split, and number the text; the vocabulary comes from the whole of it."""
-    corpus = load_corpus(config)
+    corpus = load_corpus(config, say)
     vocabulary = build_vocabulary(corpus.texts, config.minimum_count, corpus.poems)
     seen, unseen = split(corpus)
     batches = make_batches(corpus.poems, seen, vocabulary, training, shuffle=True)
@@ -70,9 +71,13 @@ def held_out_batches(
     poems: bool, texts: tuple[str, ...], vocabulary: Vocabulary, training: TrainingConfig
 ) -> Batches:
     """The same shapes as in training where the text is long enough, so that nothing is compiled twice."""
-    count = len(texts) if poems else (len(texts[0]) - 1) // training.seq_length
-    length = training.seq_length if poems else max(1, min(training.seq_length, len(texts[0]) - 1))
-    small = TrainingConfig(batch_size=max(1, min(training.batch_size, count)), seq_length=length, seed=training.seed)
+    if poems:
+        length = training.seq_length
+        rows = sum(len(text) < length for text in texts)  # the end takes a step, too
+    else:
+        length = max(1, min(training.seq_length, len(texts[0]) - 1))
+        rows = (len(texts[0]) - 1) // length
+    small = TrainingConfig(batch_size=max(1, min(training.batch_size, rows)), seq_length=length, seed=training.seed)
     return make_batches(poems, texts, vocabulary, small, shuffle=False)
 
 

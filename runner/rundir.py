@@ -32,6 +32,11 @@ class RunDirectory:
             raise UserError(f"--resume {path}: no last.safetensors there; give the folder of a run that was saved.")
         return cls(path)
 
+    def same_corpus(self, sha256: str) -> None:
+        """UserError where the text is no longer the one that the run began with."""
+        if json.loads(self.config.read_text("utf-8"))["corpus"]["sha256"] != sha256:
+            raise UserError(f"--resume {self.path}: the corpus has changed since the run began; its sha256 is {sha256}.")
+
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 

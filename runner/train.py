@@ -16,7 +16,7 @@ from runner.interruption import Interruption, interruption
 from runner.progress import training_progress
 from runner.registry import create_model, versions
 from runner.rundir import RunDirectory
-from runner.sample import write_texts
+from runner.sample import prompt_tokens, write_texts
 from shared.checkpoint import Checkpoint
 from shared.config import SamplingConfig, to_json
 from shared.contract import LanguageModel, TrainingSteps
@@ -168,11 +168,13 @@ class Run:
 def run(options: Train) -> int:
     """Train, or go on training; exit status 130 or 143 where a signal ended it, after saving."""
     experiment = prepare(options.corpus, options.training)
+    prompt_tokens(experiment.vocabulary, options.prompt)  # a prompt that cannot be is said now, not after training
     model = create_model(options.impl, options.model, options.optimizer, len(experiment.vocabulary), options.runtime)
     model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
     folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
     run_ = Run(options, experiment, model, folder)
     if options.resume:
+        folder.same_corpus(experiment.corpus.sha256)
         run_.restore(folder.load_last())
     introduce(run_)
     with interruption() as stop:
@@ -213,8 +215,9 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         **place,
         "threads": options.runtime.threads,
         "versions": versions(options.impl),
-        "corpus": to_json(options.corpus) | facts,
+        "corpus": facts | to_json(options.corpus),
         **settings,
+        "sampling": {"prompt": options.prompt, "length": options.length},
     }
 
 

@@ -1,4 +1,4 @@
-"""Batches of a fixed shape [B, T] as pure functions of (epoch, index), so that a run can be resumed anywhere without any
+"""Batches of a fixed shape [B, T] as pure functions of (epoch, index), so that a run can be resumed anywhere without a
 random state. A short window is padded at the right, where its mask is False."""
 
 from collections.abc import Sequence
@@ -44,7 +44,9 @@ class PoemBatches:
     ) -> None:
         pad, bos, eos = vocabulary.pad, vocabulary.bos, vocabulary.eos
         if pad is None or bos is None or eos is None:
-            raise VocabularyError("This model learned a running text and has no marks for where a poem begins and ends.")
+            raise VocabularyError(
+                "This model learned a running text and has no marks for where a poem begins and ends."
+            )
         fitting = [poem for poem in poems if len(poem) + 1 <= seq_length]
         self.left_out = len(poems) - len(fitting)
         check_poems(poems, len(fitting), batch_size, seq_length)
@@ -107,14 +109,14 @@ def check_stream(predictions: int, batch_size: int, seq_length: int) -> None:
     """Raise CorpusError where the text does not fill one batch."""
     if predictions < batch_size:
         raise CorpusError(
-            f"The batch is larger than the text: {predictions + 1} characters make {max(predictions, 0)} predictions, and "
-            f"--batch-size {batch_size} asks for that many rows. Lower --batch-size, or take a longer text."
+            f"The batch is larger than the text: {predictions + 1} characters make {max(predictions, 0)} predictions, "
+            f"and --batch-size {batch_size} asks for that many rows. Lower --batch-size, or take a longer text."
         )
     longest = -(-predictions // batch_size)
     if longest < seq_length:
         raise CorpusError(
-            f"The text is shorter than a window: {predictions + 1} characters in {batch_size} rows leave {longest} steps "
-            f"a row, and a window has {seq_length}. Lower --seq-length or --batch-size, or take a longer text."
+            f"The text is shorter than a window: {predictions + 1} characters in {batch_size} rows leave {longest} "
+            f"steps a row, and a window has {seq_length}. Lower --seq-length or --batch-size, or take a longer text."
         )
 
 
@@ -127,6 +129,6 @@ def check_poems(poems: Sequence[Array], fitting: int, batch_size: int, seq_lengt
         )
     if fitting < batch_size:
         raise CorpusError(
-            f"The batch is larger than the text: {fitting} of {len(poems)} poems fit into --seq-length {seq_length}, and "
-            f"--batch-size is {batch_size}. Lower --batch-size, raise --seq-length, or take more poems."
+            f"The batch is larger than the text: {fitting} of {len(poems)} poems fit into --seq-length {seq_length}, "
+            f"and --batch-size is {batch_size}. Lower --batch-size, raise --seq-length, or take more poems."
         )

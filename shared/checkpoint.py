@@ -8,6 +8,7 @@ repeated names, and a header may declare any size.
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,8 +24,8 @@ from shared.vocabulary import Vocabulary
 
 Arrays = dict[str, np.ndarray]
 FORMAT = "rosetta-rnn/1"
-DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-METADATA = ("config", "format", "progress", "sha256", "step", "vocabulary")
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+REQUIRED = {"config", "progress", "sha256", "step", "vocabulary"}
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
 
@@ -63,7 +64,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read it back; CheckpointError says what is wrong with a file that is no whole checkpoint."""
     try:
         with path.open("rb") as file:
-            return read_checkpoint(file, path.stat().st_size)
+            return read_checkpoint(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from None
     except CheckpointError as error:
@@ -79,7 +80,9 @@ def read_checkpoint(file: IO[bytes], size: int) -> Checkpoint:
         refuse("the contents do not have the hash that is written in the file. It was damaged or changed; use a copy.")
     parameters = {name: each for name, each in tensors.items() if not name.startswith(("optimizer.", "state."))}
     if broken := [name for name, each in parameters.items() if not np.isfinite(each).all()]:
-        refuse(f"{', '.join(broken)} holds infinite values or no numbers: training had broken down; use an earlier one.")
+        refuse(
+            f"{', '.join(broken)} holds infinite values or no numbers: training had broken down; use an earlier one."
+        )
     return Checkpoint(
         parameters=parameters,
         slots=below("optimizer.", tensors),
@@ -107,8 +110,8 @@ def checked_metadata(metadata: Any) -> dict[str, str]:
     form = metadata.get("format") if isinstance(metadata, dict) else None
     if form != FORMAT:
         refuse(f"this is a safetensors file, but not a {FORMAT} checkpoint (its format: {form!r}).")
-    if wrong := sorted(metadata.keys() ^ set(METADATA)):
-        refuse(f"the metadata has missing or unexpected entries: {', '.join(wrong)}.")
+    if missing := sorted(REQUIRED - metadata.keys()):
+        refuse(f"the metadata lacks {', '.join(missing)}.")
     if not all(isinstance(value, str) for value in metadata.values()):
         refuse("the metadata holds something else than strings.")
     return metadata
@@ -125,8 +128,8 @@ def read_tensors(header: dict[str, Any], data: bytes) -> Arrays:
     if end != len(data):
         refuse(f"the header describes {end} bytes of data, and the file holds {len(data)}. It was cut or appended to.")
     return {
-        name: np.frombuffer(data[begin:after], dtype).reshape(shape).copy()
-        for name, (dtype, shape, begin, after) in places.items()
+        name: np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape).copy()
+        for name, (dtype, shape, begin, _) in places.items()
     }
 
 
@@ -137,24 +140,24 @@ def checked_entry(name: str, entry: Any) -> tuple[np.dtype[Any], list[int], int,
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not (isinstance(kind, str) and kind in DTYPES):
         refuse(f"{name} has dtype {kind!r}; a checkpoint holds F32 and F64 only.")
-    if not (are_sizes(shape) and are_sizes(offsets) and len(offsets) == 2):
-        refuse(f"{name} has shape {shape!r} and data_offsets {offsets!r}, which are not lists of sizes.")
+    if not (are_sizes(shape, least=1) and are_sizes(offsets, least=0) and len(offsets) == 2):
+        refuse(f"{name} has a shape or data_offsets that are not short lists of sizes.")
     begin, after = offsets
     if after - begin != math.prod(shape) * DTYPES[kind].itemsize:
         refuse(f"{name} has {after - begin} bytes, which do not hold {kind} {shape}.")
     return DTYPES[kind], shape, begin, after
 
 
-def are_sizes(value: Any) -> bool:
-    """Whether a JSON value is a list of whole numbers, none negative."""
-    return isinstance(value, list) and all(type(part) is int and part >= 0 for part in value)
+def are_sizes(value: Any, least: int) -> bool:
+    """Whether a JSON value is a short list of whole numbers, none too small."""
+    return isinstance(value, list) and len(value) <= 8 and all(type(part) is int and part >= least for part in value)
 
 
 def content_hash(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """sha256 of names, types, shapes, bytes and the other metadata; the order within the file does not matter."""
     described = {name: [each.dtype.str, list(each.shape)] for name, each in tensors.items()}
     others = {name: value for name, value in metadata.items() if name != "sha256"}
-    digest = sha256(to_text([described, others]).encode())
+    digest = sha256(to_text([described, others]).encode(errors="surrogatepass"))
     for name in sorted(tensors):
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()

@@ -120,7 +120,7 @@ class RuntimeConfig:
     dtype: Dtype = "float32"
     """Precision of parameters and arithmetic."""
     threads: int = 0
-    """Processor threads; 0: all cores this process may use."""
+    """Processor threads; 0: all cores this process may use (NumPy: one, its products are too small to share)."""
     tuning: bool = True
     """Set threads and waiting policy in the environment; --no-tuning leaves it alone."""
 

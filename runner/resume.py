@@ -1,0 +1,76 @@
+"""`--resume DIR`: every option comes from the run directory; only where and how long may change. Standard library only,
+since the stored options are the defaults that the command line is parsed with."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from runner.cli import Train, parse
+from shared.config import (
+    CorpusConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainingConfig,
+    from_json,
+    to_json,
+)
+from shared.errors import ConfigError
+
+FREE = {"impl", "engine", "device", "threads", "tuning", "epochs", "max_steps"}
+
+
+def resumed(arguments: list[str]) -> Train | None:
+    """The options of the run to go on with, or None where --resume was not given."""
+    folder = folder_of(arguments)
+    if folder is None:
+        return None
+    stored = stored_options(folder)
+    given = parse(arguments, stored)
+    assert isinstance(given, Train)  # noqa: S101 - --resume is an option of train alone, anything else was refused
+    if changed := sorted(name for name, value in flat(given).items() if value != flat(stored)[name] and name not in FREE):
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise ConfigError(
+            f"{flags} cannot change with --resume: the run in {folder} would become another run. "
+            "Only --impl --engine --device --threads --epochs --max-steps may; start a new run for anything else."
+        )
+    return given
+
+
+def folder_of(arguments: list[str]) -> Path | None:
+    """The value of --resume, before anything is parsed."""
+    for place, word in enumerate(arguments):
+        if word == "--resume" and place + 1 < len(arguments):
+            return Path(arguments[place + 1])
+        if word.startswith("--resume="):
+            return Path(word.removeprefix("--resume="))
+    return None
+
+
+def stored_options(folder: Path) -> Train:
+    """What config.json says."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        runtime = RuntimeConfig(engine=config["engine"], dtype=config["dtype"], threads=config["threads"])
+        return Train(
+            impl=config["impl"],
+            model=from_json(ModelConfig, config["model"]),
+            training=from_json(TrainingConfig, config["training"]),
+            optimizer=from_json(OptimizerConfig, config["optimizer"]),
+            corpus=from_json(CorpusConfig, {field.name: config["corpus"][field.name] for field in fields(CorpusConfig)}),
+            runtime=replace(runtime, device=str(config["device"]).partition(" ")[0]),
+            prompt=config["sampling"]["prompt"],
+            length=config["sampling"]["length"],
+            resume=folder,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--resume {folder}: config.json there is missing or not of a run ({error}).") from None
+
+
+def flat(options: Train) -> dict[str, Any]:
+    """Every option by its flag's name."""
+    parts = ("model", "training", "optimizer", "corpus", "runtime")
+    values = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
+    rest = {name: getattr(options, name) for name in ("impl", "run_dir", "prompt", "length")}
+    return values | rest

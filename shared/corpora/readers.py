@@ -1,0 +1,149 @@
+"""From bytes to texts. Files are UTF-8, with or without a byte order mark, with any line ends.
+
+text    one running text
+poems   one poem a line
+titled  `title:poem` a line, the colon ASCII or full-width, the first one divides
+json    a list of poems: strings, or objects with `paragraphs` (a string, or strings that are joined as they are) and,
+        if they like, a `title`
+"""
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shared.config import Reader
+from shared.errors import CorpusError
+
+BINARY = re.compile("[\x00-\x08\x0b\x0e-\x1f\ud800-\udfff]")
+"""No text holds these: controls other than tab, line ends and form feed; halves of characters (from JSON escapes)."""
+COLON = re.compile("[:：]")
+HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+TITLED_LINE = re.compile(rf"[^:：]{{1,40}}[:：](?=(?:[^{HAN}]*[{HAN}]){{5}}).*[。！？]")
+VERSE_LINE = re.compile(r"(?=.{2,300}$)(?=.*[，。])[^:：]*[。！？]")
+ENOUGH = 0.95
+"""Share of lines that must look like poems."""
+
+
+class Poem(NamedTuple):
+    """What a reader finds; a running text is one without a title."""
+
+    title: str
+    text: str
+
+
+class Reading(NamedTuple):
+    """What was read, and how."""
+
+    reader: str
+    texts: tuple[str, ...]
+    titles: tuple[str, ...]  # none where the reader reads none
+
+
+def decode(content: bytes, place: str) -> str:
+    """Text whose lines end in a line feed; CorpusError where the bytes are no text, or not in UTF-8."""
+    body = content.removeprefix(codecs.BOM_UTF8)
+    if found := re.search(rb"[\x00-\x08\x0b\x0e-\x1f]", body):
+        where = locate(content, found.start() + len(content) - len(body))
+        raise CorpusError(
+            f"{place} is not a text file: it holds the control byte {found[0][0]:#04x} at {where}. {CONVERT}"
+        )
+    try:
+        return unify_line_ends(body.decode())
+    except UnicodeDecodeError as error:
+        where = locate(content, error.start + len(content) - len(body))
+        raise CorpusError(f"{place} is not in UTF-8: byte {body[error.start]:#04x} at {where}. {CONVERT}") from None
+
+
+CONVERT = (
+    "Save it as UTF-8 in an editor, or convert it: iconv -f GB18030 -t UTF-8 OLD > NEW (the encoding may be another)."
+)
+
+
+def locate(content: bytes, offset: int) -> str:
+    """Where a byte stands, for people and for machines."""
+    before = unify_line_ends(content[:offset].decode(errors="replace"))
+    return f"line {before.count(chr(10)) + 1}, byte offset {offset}"
+
+
+def unify_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def choose_reader(text: str, path: Path) -> Reader:
+    """The reader that suits a file of unknown form: by its suffix, else by what nearly all of its lines look like."""
+    if path.suffix.lower() == ".json":
+        return "json"
+    lines = lines_of(text)
+    if mostly(TITLED_LINE, lines) and mostly_distinct(lines):
+        return "titled"
+    return "poems" if mostly(VERSE_LINE, lines) else "text"
+
+
+def mostly(pattern: re.Pattern[str], lines: list[str]) -> bool:
+    """Whether nearly all of at least two lines match."""
+    return len(lines) >= 2 and sum(bool(pattern.fullmatch(line)) for line in lines) >= ENOUGH * len(lines)
+
+
+def mostly_distinct(lines: list[str]) -> bool:
+    """Whether what stands before the colon is a title: the few speakers of a play return all the time."""
+    return 2 * len({COLON.split(line, maxsplit=1)[0] for line in lines}) >= len(lines)
+
+
+def read(texts: list[str], reader: Reader, place: str) -> Reading:
+    """Read the files of a corpus; CorpusError where there is nothing to learn."""
+    found = [poem for text in texts for poem in READERS[reader](text, place)]
+    found = [poem for poem in found if poem.text.strip()]
+    if not found:
+        raise CorpusError(f"{place} holds nothing to learn: it is empty or blank (read as {reader}).")
+    first = found[0].text[0]
+    if not any(poem.text.strip(first) for poem in found):
+        raise CorpusError(f"{place} holds one character only, {first!r}, again and again; a text needs two at least.")
+    titles = tuple(poem.title for poem in found) if reader in ("titled", "json") else ()
+    return Reading(reader, tuple(poem.text for poem in found), titles)
+
+
+def read_text(text: str, _place: str) -> list[Poem]:
+    return [Poem("", text)]
+
+
+def read_poems(text: str, _place: str) -> list[Poem]:
+    return [Poem("", line) for line in lines_of(text)]
+
+
+def read_titled(text: str, _place: str) -> list[Poem]:
+    """A line without a colon is a poem without a title."""
+    parts = [COLON.split(line, maxsplit=1) for line in lines_of(text)]
+    return [Poem("".join(part[:-1]).strip(), part[-1].strip()) for part in parts]
+
+
+def read_json(text: str, place: str) -> list[Poem]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{place} is not JSON: {error}. Another form of file is read with --reader.") from None
+    if not isinstance(items, list):
+        raise CorpusError(f"{place} must hold a JSON list of poems, but holds {type(items).__name__}.")
+    return [json_poem(item, f"{place}, poem {index} (counted from 0),") for index, item in enumerate(items)]
+
+
+def json_poem(item: Any, place: str) -> Poem:
+    """A string, or an object with paragraphs."""
+    fields = item if isinstance(item, dict) else {"paragraphs": item}
+    title, paragraphs = fields.get("title") or "", fields.get("paragraphs")
+    parts = [paragraphs] if isinstance(paragraphs, str) else paragraphs
+    if not (isinstance(parts, list) and all(isinstance(part, str) for part in [title, *parts])):
+        raise CorpusError(f"{place} must be a string or an object with `paragraphs` (a string or a list of strings).")
+    poem = Poem(title, unify_line_ends("".join(parts)).strip())
+    if found := BINARY.search(title + poem.text):
+        raise CorpusError(f"{place} holds {found[0]!r}, which no text does.")
+    return poem
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that are not blank, without space around them."""
+    return [stripped for line in text.split("\n") if (stripped := line.strip())]
+
+
+READERS = {"text": read_text, "poems": read_poems, "titled": read_titled, "json": read_json}

@@ -1,0 +1,64 @@
+"""The named corpora, as `registry.toml` describes them: a new one is an entry there.
+
+[name]
+description  what it is, with its size
+reader       text, poems, titled or json (readers.py)
+licence      of the text and of where it comes from
+address      where each file is fetched, "{name}" standing for its name, fixed to a commit; without one, the files
+             travel with the program, in starter/
+files        name, and sha256 where there is an address
+"""
+
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from shared.config import Reader
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a corpus."""
+
+    name: str
+    address: str
+    """Empty for a file that travels with the program."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named corpus."""
+
+    name: str
+    description: str
+    reader: Reader
+    licence: str
+    source: str
+    files: tuple[File, ...]
+
+    @property
+    def poems(self) -> bool:
+        return self.reader != "text"
+
+
+def entry(name: str, values: dict[str, Any]) -> Entry:
+    """One table of the file."""
+    address = values.get("address", "")
+    found = tuple(File(each["name"], address.format(**each), each.get("sha256", "")) for each in values["files"])
+    return Entry(
+        name=name,
+        description=values["description"],
+        reader=values["reader"],
+        licence=values["licence"],
+        source=address or "this program",
+        files=found,
+    )
+
+
+REGISTRY = {
+    name: entry(name, values)
+    for name, values in tomllib.loads(files("shared.corpora").joinpath("registry.toml").read_text("utf-8")).items()
+}
+"""Name -> entry, in the order in which they are listed."""

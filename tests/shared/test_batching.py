@@ -1,0 +1,195 @@
+"""Every prediction exactly once an epoch, in a fixed shape, as a function of (epoch, index)."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.batching import Batches, PoemBatches, StreamBatches, stack
+from shared.contract import Batch
+from shared.errors import CorpusError, VocabularyError
+from shared.vocabulary import Vocabulary, build_vocabulary
+
+POEMS = ("abc", "de", "f", "bad", "cafe", "bead", "ace")
+VOCABULARY = build_vocabulary(POEMS, 1, poems=True)
+
+
+def poem_batches(
+    texts: tuple[str, ...] = POEMS, batch_size: int = 3, seq_length: int = 5, seed: int = 1, shuffle: bool = True
+) -> PoemBatches:
+    return PoemBatches([VOCABULARY.encode(text) for text in texts], batch_size, seq_length, VOCABULARY, seed, shuffle)
+
+
+def epoch_of(batches: Batches, epoch: int = 0) -> list[Batch]:
+    return [batches.batch(epoch, index) for index in range(len(batches))]
+
+
+def rows_read(batches: PoemBatches, epoch: int) -> list[str]:
+    """The poems of an epoch, as the targets have them."""
+    rows = [
+        (row, mask) for batch in epoch_of(batches, epoch) for row, mask in zip(batch.targets, batch.mask, strict=True)
+    ]
+    return [VOCABULARY.decode(row[mask]) for row, mask in rows if mask.any()]
+
+
+def check_form(batch: Batch, batch_size: int, seq_length: int) -> None:
+    """Shapes, types, and padding at the end of rows only."""
+    assert batch.tokens.shape == batch.targets.shape == batch.mask.shape == (batch_size, seq_length)
+    assert batch.reset.shape == (batch_size,)
+    assert (batch.tokens.dtype, batch.targets.dtype) == (np.int32, np.int32)
+    assert (batch.mask.dtype, batch.reset.dtype) == (np.bool_, np.bool_)
+    assert not (~batch.mask[:, :-1] & batch.mask[:, 1:]).any()
+
+
+def test_a_stream_by_hand() -> None:
+    batches = StreamBatches(np.arange(10, 22), 2, 4)  # 11 predictions: rows of 5 and 6
+    assert len(batches) == 2
+    first, second = epoch_of(batches)
+    assert first.tokens.tolist() == [[10, 11, 12, 13], [15, 16, 17, 18]]
+    assert first.targets.tolist() == [[11, 12, 13, 14], [16, 17, 18, 19]]
+    assert first.mask.all()
+    assert first.reset.tolist() == [True, True]
+    assert second.tokens.tolist() == [[14, 0, 0, 0], [19, 20, 0, 0]]
+    assert second.targets.tolist() == [[15, 0, 0, 0], [20, 21, 0, 0]]
+    assert second.mask.tolist() == [[True, False, False, False], [True, True, False, False]]
+    assert second.reset.tolist() == [False, False]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[int, int, int]:
+    """N, B, T of a stream that fills a batch."""
+    batch_size, seq_length = draw(st.integers(1, 7)), draw(st.integers(1, 9))
+    return draw(st.integers(batch_size * seq_length + 1, 400)), batch_size, seq_length
+
+
+@settings(deadline=None)
+@given(streams())
+def test_a_stream_loses_and_duplicates_nothing(sizes: tuple[int, int, int]) -> None:
+    count, batch_size, seq_length = sizes
+    batches = StreamBatches(np.arange(count) + 1, batch_size, seq_length)
+    seen: list[tuple[int, int]] = []
+    for batch in epoch_of(batches):
+        check_form(batch, batch_size, seq_length)
+        seen += zip(batch.tokens[batch.mask].tolist(), batch.targets[batch.mask].tolist(), strict=True)
+    assert sorted(seen) == [(token, token + 1) for token in range(1, count)]
+    lengths = sum(batch.mask.sum(axis=1) for batch in epoch_of(batches))
+    assert np.ptp(lengths) <= 1
+
+
+@settings(deadline=None)
+@given(streams())
+def test_rows_of_a_stream_go_on_where_they_stopped(sizes: tuple[int, int, int]) -> None:
+    count, batch_size, seq_length = sizes
+    epoch = epoch_of(StreamBatches(np.arange(count) + 1, batch_size, seq_length))
+    assert [batch.reset.all() for batch in epoch] == [True] + [False] * (len(epoch) - 1)
+    for before, after in pairwise(epoch):
+        going_on = after.mask[:, 0]
+        assert (before.targets[going_on, -1] == after.tokens[going_on, 0]).all()
+
+
+def test_large_tokens_survive() -> None:
+    tokens = np.array([0, 70_000, 300, 65_536, 1], np.int32)
+    batch = StreamBatches(tokens, 1, 4).batch(0, 0)
+    assert batch.tokens.tolist() == [[0, 70_000, 300, 65_536]]
+    assert batch.targets.tolist() == [[70_000, 300, 65_536, 1]]
+
+
+def test_a_batch_larger_than_the_text_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"batch is larger than the text.*--batch-size 9"):
+        StreamBatches(np.arange(9), 9, 1)
+    with pytest.raises(CorpusError, match="batch is larger"):
+        StreamBatches(np.arange(0), 1, 1)
+
+
+def test_a_text_shorter_than_a_window_is_refused() -> None:
+    with pytest.raises(
+        CorpusError, match=r"shorter than a window: 12 characters in 3 rows leave 4 steps.*--seq-length"
+    ):
+        StreamBatches(np.arange(12), 3, 5)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_batch_outside_the_epoch_is_refused(index: int) -> None:
+    with pytest.raises(IndexError, match="epoch of 2"):
+        StreamBatches(np.arange(10, 22), 2, 4).batch(0, index)
+
+
+def test_poems_by_hand() -> None:
+    batch = poem_batches(shuffle=False).batch(0, 2)  # "ace" and two rows that are missing
+    pad, _, bos, eos, *_ = range(len(VOCABULARY))
+    a, c, e = VOCABULARY.encode("ace")
+    assert batch.tokens.tolist() == [[bos, a, c, e, pad], [pad] * 5, [pad] * 5]
+    assert batch.targets.tolist() == [[a, c, e, eos, pad], [pad] * 5, [pad] * 5]
+    assert batch.mask.tolist() == [[True] * 4 + [False], [False] * 5, [False] * 5]
+    assert batch.reset.tolist() == [True] * 3
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text("abcdef", max_size=9), min_size=1, max_size=30).map(tuple),
+    st.integers(1, 4),
+    st.integers(1, 10),
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 5),
+)
+def test_poems_are_neither_lost_nor_duplicated(
+    texts: tuple[str, ...], batch_size: int, seq_length: int, seed: int, epoch: int
+) -> None:
+    fitting = Counter(text for text in texts if len(text) < seq_length)
+    if fitting.total() < batch_size:
+        with pytest.raises(CorpusError, match="--seq-length"):
+            poem_batches(texts, batch_size, seq_length, seed)
+        return
+    batches = poem_batches(texts, batch_size, seq_length, seed)
+    assert batches.left_out == len(texts) - fitting.total()
+    assert Counter(rows_read(batches, epoch)) == fitting
+    for batch in epoch_of(batches, epoch):
+        check_form(batch, batch_size, seq_length)
+        assert batch.reset.all()
+        assert (batch.targets[batch.mask] == VOCABULARY.eos).sum() == batch.mask.any(axis=1).sum()
+        assert (batch.tokens[batch.mask.any(axis=1), 0] == VOCABULARY.bos).all()
+
+
+def test_poems_are_shuffled_anew_every_epoch() -> None:
+    orders = [rows_read(poem_batches(), epoch) for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert rows_read(poem_batches(seed=2), 0) != orders[0]
+    assert rows_read(poem_batches(shuffle=False), 3) == list(POEMS)
+
+
+def test_batches_depend_on_epoch_and_index_alone() -> None:
+    places = [(2, 1), (0, 0), (2, 0), (1, 2), (2, 1)]
+    kept = poem_batches()
+    for epoch, index in places:
+        again = poem_batches().batch(epoch, index)
+        for field, expected in zip(kept.batch(epoch, index), again, strict=True):
+            np.testing.assert_array_equal(field, expected)
+
+
+def test_poems_that_are_all_too_long_are_refused() -> None:
+    with pytest.raises(CorpusError, match=r"shortest of 2 takes 4 steps.*Raise --seq-length"):
+        poem_batches(("abc", "cafe"), batch_size=1, seq_length=3)
+
+
+def test_fewer_poems_than_rows_are_refused() -> None:
+    with pytest.raises(CorpusError, match=r"larger than the text: 2 of 3 poems fit.*--batch-size is 3"):
+        poem_batches(("abc", "de", "cafebead"), batch_size=3)
+
+
+def test_poems_need_a_vocabulary_with_marks() -> None:
+    with pytest.raises(VocabularyError, match="begins and ends"):
+        PoemBatches([np.array([0, 1])], 1, 4, Vocabulary(("a", "b")), 0, shuffle=False)
+
+
+def test_stack_adds_a_leading_axis() -> None:
+    batches = epoch_of(poem_batches())
+    stacked = stack(batches)
+    assert stacked.tokens.shape == (3, 3, 5)
+    assert stacked.reset.shape == (3, 3)
+    for index, batch in enumerate(batches):
+        for field, expected in zip(stacked, batch, strict=True):
+            np.testing.assert_array_equal(field[index], expected)
+            assert field.dtype == expected.dtype
