@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
         return 0
     options = resume.resumed(arguments) or cli.parse(arguments)
     name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
-    several = name in ("check", "compare", "doctor")
-    environment.prepare(getattr(options, "runtime", cli.RuntimeConfig(device="cpu")), 2 if several else 1)
+    runtime = getattr(options, "runtime", cli.RuntimeConfig(device=getattr(options, "device", "auto")))
+    environment.prepare(runtime, workers=2 if name == "check" else 1)
     status: int = importlib.import_module(f"runner.{name}").run(options)
     return status
 

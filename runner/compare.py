@@ -2,7 +2,6 @@
 process of its own; one table, one page. Only one computes at a time where time is taken."""
 
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +46,7 @@ class Participant(check.Examinee):
         prepared = time.perf_counter()
         self.begin("float32")
         self._seconds = {"corpus_seconds": prepared - started, "import_seconds": time.perf_counter() - prepared}
+        self._warm_up()
 
     def begin(self, dtype: Dtype) -> None:
         """A new model from the common initial weights."""
@@ -57,6 +57,13 @@ class Participant(check.Examinee):
         self._state = self._model.initial_state(options.training.batch_size)
         self._size = stack_size(options.model, symbols, options.training, self._model.device)
         self._place = {"engine": self._model.engine, "kernel": self._model.kernel, "device": self._model.device}
+
+    def _warm_up(self) -> None:
+        """The first call, which compiles; then everything anew."""
+        started = time.perf_counter()
+        self.train(0, min(self._size, len(self._experiment.training)))
+        self._seconds["first_call_seconds"] = time.perf_counter() - started
+        self.begin("float32")
 
     def introduce(self) -> dict[str, Any]:
         """Who this is, and how long it took to be ready."""
@@ -191,9 +198,9 @@ def time_rounds(field: Field, options: Compare, result: dict[str, Any]) -> None:
     expected = next(iter(first.values()))
     same = {name: bool(np.allclose(losses, expected, rtol=SAME_WORK, atol=0)) for name, losses in first.items()}
     speeds: dict[tuple[str, str], list[float]] = {}
-    begin = result["settings"]["steps"]
+    field.each("sample", 1.0)  # compiles
     for _ in range(ROUNDS):
-        for name, part in field.each("train", begin, begin + result["settings"]["stack"]).items():
+        for name, part in field.each("train", 0, result["settings"]["stack"]).items():
             speeds.setdefault((name, "train"), []).append(part["tokens"] / part["seconds"])
         for name, (_, seconds) in field.each("sample", 1.0).items():
             speeds.setdefault((name, "sample"), []).append(SAMPLE_LENGTH / seconds)
@@ -337,8 +344,9 @@ def show(result: dict[str, Any]) -> None:
         for run_ in result["training"]
         if run_["impl"] in grown
     ]
-    columns = ("", "held-out", "perplexity", "check", "after training", "tokens/s [low..high]", "sampled/s [low..high]")
-    show_table("float32: held-out nats, speed; float64: largest difference from the reference", columns, rows, range(1, 7))
+    columns = ("", "held-out", "perplexity", "check", "drift", "tokens/s", "sampled/s")
+    title = "held-out nats and speed in float32; float64 differences: of every quantity, and of the trained parameters"
+    show_table(title, columns, rows, range(1, 7))
     agreement = result["agreement"]
     say(f"held-out losses lie within {agreement['held_out_spread']:.1e} of each other (at most {HELD_OUT_BOUND:g})")
     say(f"texts sampled in float64: {'identical in all' if result['samples_identical'] else 'DIFFERENT'}")
@@ -346,9 +354,8 @@ def show(result: dict[str, Any]) -> None:
 
 
 def pace(row: dict[str, Any] | None) -> str:
-    """A speed with its spread; no time without the proof that the same work was done."""
+    """A speed with its spread, in thousands; no time without the proof that the same work was done."""
     if row is None or not row["same_work"]:
         return "work differs" if row else "-"
-    digits = max(0, 2 - math.floor(math.log10(row["low"] / 1000)))
-    values = (f"{row[key] / 1000:.{min(digits, 2)}f}" for key in ("tokens_per_second", "low", "high"))
-    return "{}k [{}..{}]".format(*values)
+    median, low, high = (f"{row[key] / 1000:.3g}" for key in ("tokens_per_second", "low", "high"))
+    return f"{median}k {low}..{high}"

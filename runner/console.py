@@ -19,11 +19,13 @@ def say(text: str, style: str = "") -> None:
     console.print(Text(printable(text), style=style))
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Print a table, its numbers (`right`) aligned; East Asian characters count as two columns."""
+def show_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), wrap: Sequence[int] = ()
+) -> None:
+    """Print a table, its numbers (`right`) aligned, long texts (`wrap`) folded; an East Asian character is two wide."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place in right else "left", no_wrap=True)
+        table.add_column(column, justify="right" if place in right else "left", no_wrap=place not in wrap)
     for row in rows:
-        table.add_row(*(Text.from_markup(cell) if cell.startswith("[bold") else Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)

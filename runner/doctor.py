@@ -31,7 +31,7 @@ def run(options: Doctor) -> int:
     say(f"{available_cores()} cores; " + ", ".join(f"{name}={os.environ.get(name)}" for name in settings(RuntimeConfig())))
     present = installed()
     rows = [examine(name) if name in present else missing(name) for name in IMPLEMENTATIONS]
-    show_table("", ("implementation", "versions", "device", "kernel"), rows)
+    show_table("", ("implementation", "versions", "device", "kernel"), rows, wrap=(1, 3))
     say(fonts())
     return 1 if any(row[2] == "broken" for row in rows) else 0
 

@@ -1,0 +1,71 @@
+"""The sampling rule of shared.sampling, and the loop that reads prompts and writes tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from impl_tf.arrays import Array
+from shared.sampling import SamplingRule
+
+Advance = Callable[[Array, Any], tuple[Array, Any]]
+"""tokens [B], state -> logits [B, V], state."""
+
+
+def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:
+    """One token a row: logits [B, V], uniforms [B], allowed [V] -> int32 [B]."""
+    scores = tf.cast(logits, tf.float64)
+    if allowed is not None:
+        scores = tf.where(allowed, scores, float("-inf"))
+    # The rule's numbers are tensors, so every case is computed: temperature 0 is the first of the sorted tokens.
+    greedy = tf.equal(rule.temperature, 0)
+    scores = scores / tf.where(greedy, 1, rule.temperature)
+    ranked, order = tf.math.top_k(scores, k=scores.shape[-1])  # ties by the lower token
+    weights = tf.exp(ranked - ranked[:, :1])
+    top_k = tf.where(greedy, 1, rule.top_k)
+    weights = tf.where(tf.equal(top_k, 0) | (tf.range(weights.shape[-1]) < top_k), weights, 0)
+    before = tf.cumsum(weights, axis=-1) - weights
+    kept = (rule.top_p >= 1) | (before < rule.top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))
+    weights = tf.where(kept, weights, 0)
+    sums = tf.cumsum(weights, axis=-1)
+    rank = tf.math.count_nonzero(sums <= uniforms[:, None] * sums[:, -1:], axis=-1, keepdims=True)
+    last = tf.math.count_nonzero(weights > 0, axis=-1, keepdims=True) - 1
+    return tf.gather(order, tf.minimum(rank, last), batch_dims=1)[:, 0]
+
+
+def generate(
+    advance: Advance,
+    state: tuple[Any, ...],
+    prompt: Array,
+    prompt_lengths: Array,
+    uniforms: Array,
+    rule: SamplingRule,
+    forced: Array,
+    allowed: Array | None,
+) -> Array:
+    """Read the prompts, then write: shapes as in the contract, forced always given."""
+    length = tf.shape(uniforms)[1]
+
+    def write(n: Array, logits: Array, state: Any, ended: Array, written: tf.TensorArray) -> tuple[Any, ...]:
+        token = draw(logits, uniforms[:, n], rule, None if allowed is None else allowed[n])
+        token = tf.where(forced[:, n] >= 0, forced[:, n], token)
+        token = tf.where(ended, rule.end, token)
+        return n + 1, *advance(token, state), ended | tf.equal(token, rule.end), written.write(n, token)
+
+    ended = tf.zeros_like(prompt_lengths, dtype=tf.bool)
+    written = tf.TensorArray(tf.int32, length)
+    start = tf.constant(0), *read(advance, state, prompt, prompt_lengths), ended, written
+    return tf.transpose(tf.while_loop(lambda n, *_: n < length, write, start)[-1].stack())
+
+
+def read(advance: Advance, state: tuple[Any, ...], prompt: Array, prompt_lengths: Array) -> tuple[Array, Any]:
+    """Logits and state of each row after its own prompt."""
+
+    def advance_unfinished(p: Array, logits: Array, state: Any) -> tuple[Array, Array, Any]:
+        more = (p < prompt_lengths)[:, None]
+        after = advance(prompt[:, p], state)
+        kept = tf.nest.map_structure(lambda new, old: tf.where(more, new, old), after, (logits, state))
+        return p + 1, *kept
+
+    start = tf.constant(1), *advance(prompt[:, 0], state)
+    return tf.while_loop(lambda p, *_: p < tf.shape(prompt)[1], advance_unfinished, start)[1:]

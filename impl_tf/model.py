@@ -1,0 +1,211 @@
+"""The LanguageModel in JAX; the rules are in shared.contract."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from impl_tf.arrays import Array, kernel, open_device, to_array, to_numpy
+from impl_tf.generate import generate
+from impl_tf.loss import mean_nats, score
+from impl_tf.optimizer import clip_by_global_norm, global_norm, init_slots, update
+from impl_tf.unroll import CELLS, Record, layer_weights, unroll_layers
+from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.optimizers import slot_shapes
+from shared.parameters import check_arrays, parameter_shapes, state_shapes
+from shared.sampling import SamplingRule
+
+
+def create_model(
+    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+) -> LanguageModel:
+    """The model with all parameters zero."""
+    return Model(model, optimizer, vocabulary_size, runtime)
+
+
+class Model:
+    def __init__(
+        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    ) -> None:
+        self._model, self._optimizer, self._cell = model, optimizer, CELLS[model.cell]
+        self._place = open_device(runtime)
+        self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        self._shapes = parameter_shapes(model, vocabulary_size)
+        self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
+
+    def load_parameters(self, parameters: Arrays) -> None:
+        check_arrays("The parameters", parameters, self._shapes)
+        self._parameters = {name: self._array(parameters[name]) for name in self._shapes}
+        self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.array(0, np.int32))
+
+    def dump_parameters(self) -> dict[str, np.ndarray]:
+        return {name: to_numpy(self._parameters[name]) for name in self._shapes}
+
+    def load_optimizer(self, slots: Arrays, step: int) -> None:
+        shapes = slot_shapes(self._optimizer, self._shapes)
+        check_arrays("The optimizer's slots", slots, shapes)
+        self._slots = {name: self._array(slots[name]) for name in shapes}
+        self._step = self._array(np.array(step, np.int32))
+
+    def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
+        shapes = slot_shapes(self._optimizer, self._shapes)
+        return {name: to_numpy(self._slots[name]) for name in shapes}, int(self._step)
+
+    def initial_state(self, batch_size: int) -> State:
+        shapes = state_shapes(self._model, batch_size)
+        return self.load_state({name: np.zeros(shape) for name, shape in shapes.items()})
+
+    def load_state(self, arrays: Arrays) -> State:
+        batch_size = len(next(iter(arrays.values()), ()))
+        check_arrays("The state", arrays, state_shapes(self._model, batch_size))
+        fields, layers = self._cell.state._fields, range(self._model.num_layers)
+        return tuple(self._cell.state(*(self._array(arrays[f"{field}_l{k}"]) for field in fields)) for k in layers)
+
+    def dump_state(self, state: State) -> dict[str, np.ndarray]:
+        return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
+
+    def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        logits, state = _logits(self._model, self._parameters, self._array(tokens), state)
+        return to_numpy(logits), state
+
+    def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
+        on_device = Batch(*map(self._array, batch))
+        (loss, state), (gradients, d_state) = _gradients(self._model, self._parameters, state, on_device)
+        parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
+        return float(loss), Gradients(parameters, self.dump_state(d_state)), state
+
+    def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
+        stacked = Batch(*map(self._array, batches))
+        start = self._parameters, self._slots, self._step, state
+        end, reports = _train_steps(self._model, self._optimizer, start, stacked, self._array(learning_rates))
+        self._parameters, self._slots, self._step, state = end
+        losses, norms, finite = map(to_numpy, reports)
+        return TrainingSteps(losses.astype(np.float64), norms, finite, state)
+
+    def evaluate(self, batches: Batch, state: State) -> Evaluation:
+        stacked = Batch(*map(self._array, batches))
+        (nats, tokens, hits), state = _evaluate(self._model, self._parameters, stacked, state)
+        return Evaluation(float(nats), int(tokens), int(hits), state)
+
+    def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
+        logits, records = _trace(self._model, self._parameters, Batch(*map(self._array, batch)), state)
+        traced = {
+            f"{field}_l{k}": value
+            for k, record in enumerate(records)
+            for field, value in {**record.gates._asdict(), **record.states._asdict()}.items()
+        }
+        return {name: to_numpy(value) for name, value in {**traced, "logits": logits}.items()}
+
+    def generate(
+        self,
+        prompt: np.ndarray,
+        prompt_lengths: np.ndarray,
+        uniforms: np.ndarray,
+        rule: SamplingRule,
+        forced: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> np.ndarray:
+        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
+        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        draws = jnp.array(uniforms, device=self._place.handle)
+        arrays = [self._array(each) for each in (prompt, prompt_lengths)]
+        permitted = None if allowed is None else self._array(allowed)
+        state = self.initial_state(len(prompt))
+        written = _generate(self._model, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
+        return to_numpy(written)
+
+    def _array(self, values: np.ndarray) -> Array:
+        return to_array(values, self._place)
+
+
+def zero_rows(state: State, reset: Array) -> State:
+    """The state with the rows zeroed where reset [B] is True."""
+    return jax.tree.map(lambda field: jnp.where(reset[:, None], 0, field), state)
+
+
+# Pure functions of a static configuration: models of equal configuration share what was compiled. No buffer is donated,
+# so that an interrupted call leaves the model as it was.
+
+
+def _forward(
+    model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State, record: bool
+) -> tuple[Array, State, list[Record | None]]:
+    """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
+    cell = CELLS[model.cell]
+    inputs = parameters["embedding.weight"][tokens] if model.embedding_size else tokens
+    weights = [layer_weights(cell, parameters, k) for k in range(model.num_layers)]
+    outputs, state, records = unroll_layers(cell, inputs, state, weights, record)
+    logits = jnp.einsum("tbh,vh->tbv", outputs, parameters["decoder.weight"]) + parameters["decoder.bias"]
+    return logits, state, records
+
+
+def _loss(model: ModelConfig, parameters: dict[str, Array], state: State, batch: Batch) -> tuple[Array, State]:
+    """Mean nats of the batch, and the state after it."""
+    logits, after, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
+    return mean_nats(logits, batch.targets.T, batch.mask.T), after
+
+
+_gradients = jax.jit(jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True), static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
+    """tokens [B, T] -> logits [B, T, V], state."""
+    logits, state, _ = _forward(model, parameters, tokens.T, state, record=False)
+    return logits.swapaxes(0, 1), state
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _train_steps(
+    model: ModelConfig, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array
+) -> tuple[Any, tuple[Array, Array, Array]]:
+    """Parameters, slots, step and state before and after K steps; losses, gradient norms and finite of each."""
+
+    def train_step(before: Any, each: tuple[Batch, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
+        parameters, slots, step, state = before
+        batch, learning_rate = each
+        (loss, after), (gradients, _) = _gradients(model, parameters, state, batch)
+        norm = global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        clipped = clip_by_global_norm(gradients, norm, optimizer.clip_norm)
+        parameters, slots = update(optimizer, parameters, clipped, slots, step, finite, learning_rate)
+        state = jax.tree.map(partial(jnp.where, finite), after, state)
+        return (parameters, slots, step + finite, state), (loss, norm, finite)
+
+    return lax.scan(train_step, start, (batches, learning_rates))
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(
+    model: ModelConfig, parameters: dict[str, Array], batches: Batch, state: State
+) -> tuple[tuple[Array, Array, Array], State]:
+    """Sums over the batches, and the state after them."""
+
+    def evaluate(state: State, batch: Batch) -> tuple[State, tuple[Array, Array, Array]]:
+        logits, state, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
+        return state, score(logits, batch.targets.T, batch.mask.T)
+
+    state, scores = lax.scan(evaluate, state, batches)
+    return jax.tree.map(jnp.sum, scores), state
+
+
+@partial(jax.jit, static_argnums=0)
+def _trace(model: ModelConfig, parameters: dict[str, Array], batch: Batch, state: State) -> tuple[Array, list[Record]]:
+    """Logits [B, T, V], and the record of each layer with fields [B, T, H]."""
+    logits, _, records = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=True)
+    return jax.tree.map(lambda steps: steps.swapaxes(0, 1), (logits, records))
+
+
+@partial(jax.jit, static_argnums=0)
+def _generate(model: ModelConfig, parameters: dict[str, Array], *arguments: Any) -> Array:
+    """`generate` with this model as the function that advances."""
+
+    def advance(tokens: Array, state: State) -> tuple[Array, State]:
+        logits, state, _ = _forward(model, parameters, tokens[None], state, record=False)
+        return logits[0], state
+
+    return generate(advance, *arguments)
