@@ -34,7 +34,7 @@ def open_device(runtime: RuntimeConfig) -> Device:
     if int(index or 0) >= len(gpus):
         raise ImplementationError(
             f"JAX {jax.__version__} sees {len(gpus)} CUDA devices, --device {runtime.device} asks for one that is not "
-            'there. Install `pip install "jax[cuda12]"` and a driver, or use --device cpu.'
+            'there. Run `pip install "jax[cuda12]"` where there is an NVIDIA driver, or use --device cpu.'
         )
     handle = gpus[int(index or 0)]
     return Device(f"cuda:{index or 0} ({handle.device_kind})", dtype, handle)

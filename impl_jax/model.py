@@ -28,6 +28,10 @@ def create_model(
 
 
 class Model:
+    device: str
+    engine: str
+    kernel: str
+
     def __init__(
         self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
     ) -> None:

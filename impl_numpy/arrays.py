@@ -32,7 +32,7 @@ def open_device(runtime: RuntimeConfig) -> Device:
             cupy.cuda.Device(int(index or 0)).use()
             name = cupy.cuda.runtime.getDeviceProperties(int(index or 0))["name"].decode()
             return Device(f"cuda:{index or 0} ({name})", np.dtype(runtime.dtype), cupy)
-        except Exception as error:  # noqa: BLE001 - CuPy missing, no driver, no such GPU: CUDA's own classes need CuPy
+        except Exception as error:
             if kind == "cuda":
                 raise ImplementationError(
                     f"NumPy runs on {runtime.device} through CuPy, which cannot: {error}. "

@@ -24,6 +24,10 @@ def create_model(
 
 
 class Model:
+    device: str
+    engine: str
+    kernel: str
+
     def __init__(
         self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
     ) -> None:
@@ -66,9 +70,7 @@ class Model:
         logits, state, _ = self._forward(self._array(tokens).T, state, record=False)
         return to_numpy(logits.swapaxes(0, 1)), state
 
-    def loss_and_gradients(
-        self, batch: Batch, state: State, step: int | None = None
-    ) -> tuple[float, Gradients, State]:
+    def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         loss, gradients, d_state, state = self._gradients(Batch(*map(self._array, batch)), state)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
@@ -114,7 +116,7 @@ class Model:
         free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
         # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = self._place.module.array(uniforms)
-        arrays = [self._array(each) for each in (prompt, prompt_lengths)]
+        arrays = self._array(prompt), self._array(prompt_lengths)
         permitted = None if allowed is None else self._array(allowed)
         state = self.initial_state(len(prompt))
         return to_numpy(generate(self._advance, state, *arrays, draws, rule, self._array(free), permitted))

@@ -60,7 +60,7 @@ def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) ->
 
 def unroll_layers(
     cell: Cell, inputs: Array, states: tuple[Any, ...], weights: list[Any], record: bool
-) -> tuple[Array, tuple[Any, ...], list[Record]]:
+) -> tuple[Array, tuple[Any, ...], list[Any]]:
     """All layers -> outputs of the top one, states after the last step, records."""
     finals, records = [], []
     for state, each in zip(states, weights, strict=True):

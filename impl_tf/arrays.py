@@ -34,8 +34,8 @@ def open_device(runtime: RuntimeConfig) -> Device:
         return Device("cpu", dtype, "/CPU:0")
     if int(index or 0) >= len(gpus):
         raise ImplementationError(
-            f"TensorFlow {tf.__version__} sees {len(gpus)} CUDA devices, --device {runtime.device} asks for one that is "
-            'not there. Install `pip install "tensorflow[and-cuda]"` and a driver, or use --device cpu.'
+            f"TensorFlow {tf.__version__} sees {len(gpus)} CUDA devices, --device {runtime.device} asks for one that "
+            'is not there. Install `pip install "tensorflow[and-cuda]"` and a driver, or use --device cpu.'
         )
     details = tf.config.experimental.get_device_details(gpus[int(index or 0)])
     return Device(f"cuda:{index or 0} ({details['device_name']})", dtype, f"/GPU:{index or 0}")

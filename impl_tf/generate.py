@@ -18,11 +18,11 @@ def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | No
     if allowed is not None:
         scores = tf.where(allowed, scores, float("-inf"))
     # The rule's numbers are tensors, so every case is computed: temperature 0 is the first of the sorted tokens.
-    greedy = tf.equal(rule.temperature, 0)
-    scores = scores / tf.where(greedy, 1, rule.temperature)
+    warm = rule.temperature > 0
+    scores = scores / tf.where(warm, rule.temperature, 1)
     ranked, order = tf.math.top_k(scores, k=scores.shape[-1])  # ties by the lower token
     weights = tf.exp(ranked - ranked[:, :1])
-    top_k = tf.where(greedy, 1, rule.top_k)
+    top_k = tf.where(warm, rule.top_k, 1)
     weights = tf.where(tf.equal(top_k, 0) | (tf.range(weights.shape[-1]) < top_k), weights, 0)
     before = tf.cumsum(weights, axis=-1) - weights
     kept = (rule.top_p >= 1) | (before < rule.top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))

@@ -1,16 +1,16 @@
-"""The LanguageModel in JAX; the rules are in shared.contract."""
+"""The LanguageModel in TensorFlow; the rules are in shared.contract."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
+import tensorflow as tf
 
 from impl_tf.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_tf.generate import generate
 from impl_tf.loss import mean_nats, score
+from impl_tf.optimizer import Arrays as Parameters
 from impl_tf.optimizer import clip_by_global_norm, global_norm, init_slots, update
 from impl_tf.unroll import CELLS, Record, layer_weights, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -69,30 +69,33 @@ class Model:
         return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
 
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        logits, state = _logits(self._model, self._parameters, self._array(tokens), state)
+        logits, state = self._run(compiled(_logits, self._model), self._parameters, self._array(tokens), state)
         return to_numpy(logits), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         on_device = Batch(*map(self._array, batch))
-        (loss, state), (gradients, d_state) = _gradients(self._model, self._parameters, state, on_device)
+        results = self._run(compiled(_gradients, self._model), self._parameters, state, on_device)
+        loss, (gradients, d_state), state = results
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
         stacked = Batch(*map(self._array, batches))
         start = self._parameters, self._slots, self._step, state
-        end, reports = _train_steps(self._model, self._optimizer, start, stacked, self._array(learning_rates))
+        program = compiled(_train_steps, self._model, self._optimizer)
+        end, reports = self._run(program, start, stacked, self._array(learning_rates))
         self._parameters, self._slots, self._step, state = end
-        losses, norms, finite = map(to_numpy, reports)
-        return TrainingSteps(losses.astype(np.float64), norms, finite, state)
+        return TrainingSteps(*map(to_numpy, reports), state)
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
-        (nats, tokens, hits), state = _evaluate(self._model, self._parameters, stacked, state)
+        program = compiled(_evaluate, self._model)
+        (nats, tokens, hits), state = self._run(program, self._parameters, stacked, state)
         return Evaluation(float(nats), int(tokens), int(hits), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
-        logits, records = _trace(self._model, self._parameters, Batch(*map(self._array, batch)), state)
+        on_device = Batch(*map(self._array, batch))
+        logits, records = self._run(compiled(_trace, self._model), self._parameters, on_device, state)
         traced = {
             f"{field}_l{k}": value
             for k, record in enumerate(records)
@@ -110,98 +113,136 @@ class Model:
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
         free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
-        draws = jnp.array(uniforms, device=self._place.handle)
         arrays = [self._array(each) for each in (prompt, prompt_lengths)]
+        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        draws, numbers = tf.constant(uniforms), SamplingRule(*map(tf.constant, rule, RULE_DTYPES))
         permitted = None if allowed is None else self._array(allowed)
+        arguments = *arrays, draws, numbers, self._array(free), permitted
         state = self.initial_state(len(prompt))
-        written = _generate(self._model, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
-        return to_numpy(written)
+        return to_numpy(self._run(compiled(_generate, self._model), self._parameters, state, *arguments))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
 
+    def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:
+        """A compiled function's results, on this model's device."""
+        with tf.device(self._place.handle):
+            return program(*arguments)
+
 
 def zero_rows(state: State, reset: Array) -> State:
     """The state with the rows zeroed where reset [B] is True."""
-    return jax.tree.map(lambda field: jnp.where(reset[:, None], 0, field), state)
+    return tf.nest.map_structure(lambda field: tf.where(reset[:, None], tf.zeros_like(field), field), state)
 
 
-# Pure functions of a static configuration: models of equal configuration share what was compiled. No buffer is donated,
-# so that an interrupted call leaves the model as it was.
+# Pure functions of a static configuration: models of equal configuration share what was compiled.
+
+
+RULE_DTYPES = (tf.float64, tf.int32, tf.float64, tf.int32)
+"""Of the fields of SamplingRule."""
+
+
+@cache
+def compiled(function: Callable[..., Any], *configuration: Any, xla: bool = False) -> Callable[..., Any]:
+    """A function of tensors whose first arguments, the configuration, are fixed."""
+    return tf.function(partial(function, *configuration), jit_compile=xla, autograph=False)
 
 
 def _forward(
-    model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State, record: bool
+    model: ModelConfig, parameters: Parameters, tokens: Array, state: State, record: bool
 ) -> tuple[Array, State, list[Record | None]]:
     """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
     cell = CELLS[model.cell]
-    inputs = parameters["embedding.weight"][tokens] if model.embedding_size else tokens
+    inputs = tf.gather(parameters["embedding.weight"], tokens) if model.embedding_size else tokens
     weights = [layer_weights(cell, parameters, k) for k in range(model.num_layers)]
     outputs, state, records = unroll_layers(cell, inputs, state, weights, record)
-    logits = jnp.einsum("tbh,vh->tbv", outputs, parameters["decoder.weight"]) + parameters["decoder.bias"]
+    logits = tf.linalg.matmul(outputs, parameters["decoder.weight"], transpose_b=True) + parameters["decoder.bias"]
     return logits, state, records
 
 
-def _loss(model: ModelConfig, parameters: dict[str, Array], state: State, batch: Batch) -> tuple[Array, State]:
-    """Mean nats of the batch, and the state after it."""
-    logits, after, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
-    return mean_nats(logits, batch.targets.T, batch.mask.T), after
-
-
-_gradients = jax.jit(jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True), static_argnums=0)
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
+def _logits(model: ModelConfig, parameters: Parameters, tokens: Array, state: State) -> tuple[Array, State]:
     """tokens [B, T] -> logits [B, T, V], state."""
-    logits, state, _ = _forward(model, parameters, tokens.T, state, record=False)
-    return logits.swapaxes(0, 1), state
+    logits, state, _ = _forward(model, parameters, tf.transpose(tokens), state, record=False)
+    return swap_axes(logits), state
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+def _gradients(
+    model: ModelConfig, parameters: Parameters, state: State, batch: Batch
+) -> tuple[Array, tuple[Parameters, State], State]:
+    """Mean nats of the batch, its gradients, the state after it."""
+    with tf.GradientTape() as tape:
+        tape.watch((parameters, state))
+        before, tokens = zero_rows(state, batch.reset), tf.transpose(batch.tokens)
+        logits, after, _ = _forward(model, parameters, tokens, before, record=False)
+        loss = mean_nats(logits, tf.transpose(batch.targets), tf.transpose(batch.mask))
+    gradients = tape.gradient(loss, (parameters, state))
+    # A gathered table's gradient comes as slices, a row an occurrence, whose norm is not the gradient's.
+    return loss, tf.nest.map_structure(tf.convert_to_tensor, gradients), after
+
+
 def _train_steps(
     model: ModelConfig, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array
 ) -> tuple[Any, tuple[Array, Array, Array]]:
     """Parameters, slots, step and state before and after K steps; losses, gradient norms and finite of each."""
+    count = tf.shape(learning_rates)[0]
+    # XLA compiles one step, not the loop, so that another K compiles nothing anew.
+    train_step = compiled(_train_step, model, optimizer, xla=True)
 
-    def train_step(before: Any, each: tuple[Batch, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
-        parameters, slots, step, state = before
-        batch, learning_rate = each
-        (loss, after), (gradients, _) = _gradients(model, parameters, state, batch)
-        norm = global_norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        clipped = clip_by_global_norm(gradients, norm, optimizer.clip_norm)
-        parameters, slots = update(optimizer, parameters, clipped, slots, step, finite, learning_rate)
-        state = jax.tree.map(partial(jnp.where, finite), after, state)
-        return (parameters, slots, step + finite, state), (loss, norm, finite)
+    def advance(k: Array, before: Any, reports: tuple[tf.TensorArray, ...]) -> tuple[Array, Any, Any]:
+        after, report = train_step(before, at(batches, k), learning_rates[k])
+        return k + 1, after, tuple(column.write(k, value) for column, value in zip(reports, report, strict=True))
 
-    return lax.scan(train_step, start, (batches, learning_rates))
+    reports = tuple(tf.TensorArray(dtype, count) for dtype in (tf.float64, tf.float64, tf.bool))
+    _, end, reports = tf.while_loop(lambda k, *_: k < count, advance, (tf.constant(0), start, reports))
+    return end, tuple(column.stack() for column in reports)
 
 
-@partial(jax.jit, static_argnums=0)
+def _train_step(
+    model: ModelConfig, optimizer: OptimizerConfig, before: Any, batch: Batch, learning_rate: Array
+) -> tuple[Any, tuple[Array, Array, Array]]:
+    """One of the K steps."""
+    parameters, slots, step, state = before
+    loss, (gradients, _), after = _gradients(model, parameters, state, batch)
+    norm = global_norm(gradients)
+    finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+    clipped = clip_by_global_norm(gradients, norm, optimizer.clip_norm)
+    parameters, slots = update(optimizer, parameters, clipped, slots, step, finite, learning_rate)
+    state = tf.nest.map_structure(partial(tf.where, finite), after, state)
+    return (parameters, slots, step + tf.cast(finite, step.dtype), state), (tf.cast(loss, tf.float64), norm, finite)
+
+
 def _evaluate(
-    model: ModelConfig, parameters: dict[str, Array], batches: Batch, state: State
+    model: ModelConfig, parameters: Parameters, batches: Batch, state: State
 ) -> tuple[tuple[Array, Array, Array], State]:
     """Sums over the batches, and the state after them."""
+    count = tf.shape(batches.reset)[0]
+    score_batch = compiled(_score, model, xla=True)
 
-    def evaluate(state: State, batch: Batch) -> tuple[State, tuple[Array, Array, Array]]:
-        logits, state, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
-        return state, score(logits, batch.targets.T, batch.mask.T)
+    def advance(k: Array, sums: Any, state: State) -> tuple[Array, Any, State]:
+        scores, state = score_batch(parameters, at(batches, k), state)
+        return k + 1, tf.nest.map_structure(tf.add, sums, scores), state
 
-    state, scores = lax.scan(evaluate, state, batches)
-    return jax.tree.map(jnp.sum, scores), state
+    zeros = tuple(tf.zeros((), dtype) for dtype in (tf.float64, tf.int64, tf.int64))
+    return tf.while_loop(lambda k, *_: k < count, advance, (tf.constant(0), zeros, state))[1:]
 
 
-@partial(jax.jit, static_argnums=0)
-def _trace(model: ModelConfig, parameters: dict[str, Array], batch: Batch, state: State) -> tuple[Array, list[Record]]:
+def _score(
+    model: ModelConfig, parameters: Parameters, batch: Batch, state: State
+) -> tuple[tuple[Array, Array, Array], State]:
+    """Sums over one batch, and the state after it."""
+    before = zero_rows(state, batch.reset)
+    logits, state, _ = _forward(model, parameters, tf.transpose(batch.tokens), before, record=False)
+    return score(logits, tf.transpose(batch.targets), tf.transpose(batch.mask)), state
+
+
+def _trace(model: ModelConfig, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Record]]:
     """Logits [B, T, V], and the record of each layer with fields [B, T, H]."""
-    logits, _, records = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=True)
-    return jax.tree.map(lambda steps: steps.swapaxes(0, 1), (logits, records))
+    before = zero_rows(state, batch.reset)
+    logits, _, records = _forward(model, parameters, tf.transpose(batch.tokens), before, record=True)
+    return tf.nest.map_structure(swap_axes, (logits, records))
 
 
-@partial(jax.jit, static_argnums=0)
-def _generate(model: ModelConfig, parameters: dict[str, Array], *arguments: Any) -> Array:
+def _generate(model: ModelConfig, parameters: Parameters, *arguments: Any) -> Array:
     """`generate` with this model as the function that advances."""
 
     def advance(tokens: Array, state: State) -> tuple[Array, State]:
@@ -209,3 +250,13 @@ def _generate(model: ModelConfig, parameters: dict[str, Array], *arguments: Any)
         return logits[0], state
 
     return generate(advance, *arguments)
+
+
+def swap_axes(steps: Array) -> Array:
+    """[T, B, ...] to [B, T, ...]."""
+    return tf.transpose(steps, (1, 0, 2))
+
+
+def at(batches: Batch, k: Array) -> Batch:
+    """One batch out of a stack."""
+    return Batch(*(each[k] for each in batches))

@@ -26,4 +26,6 @@ def rnn_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RN
 
     h' = tanh(W x + b + U h)
     """
-    return RNNState(tf.tanh(projected + tf.linalg.matmul(state.hidden, weights.weight_hh, transpose_b=True))), RNNGates()
+    return RNNState(
+        tf.tanh(projected + tf.linalg.matmul(state.hidden, weights.weight_hh, transpose_b=True))
+    ), RNNGates()

@@ -85,9 +85,7 @@ def unroll_layers(
 
 def empty_list(like: Array, length: int) -> Array:
     """A list with room for `length` tensors of the shape [B, H]."""
-    return tf.raw_ops.EmptyTensorList(
-        element_shape=tf.shape(like), max_num_elements=length, element_dtype=like.dtype
-    )
+    return tf.raw_ops.EmptyTensorList(element_shape=tf.shape(like), max_num_elements=length, element_dtype=like.dtype)
 
 
 def push(steps: Array, value: Array) -> Array:

@@ -29,8 +29,8 @@ def open_device(runtime: RuntimeConfig) -> Device:
         return Device("cpu", dtype, torch.device("cpu"))
     if int(index or 0) >= torch.cuda.device_count():
         raise ImplementationError(
-            f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, --device {runtime.device} asks "
-            "for one that is not there. Install a CUDA build of torch and a driver, or use --device cpu."
+            f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, --device {runtime.device} "
+            "asks for one that is not there. Install a CUDA build of torch and a driver, or use --device cpu."
         )
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -42,11 +42,10 @@ def update(
 ) -> tuple[Arrays, Arrays]:
     """The update after `step` others -> new parameters and slots; where not finite, nothing changes.
 
-    torch's fused kernels leave everything alone where `found_inf` is 1, so no number travels to the host. They also read
-    a gradient in the parameter's memory order, whatever its own: a transposed one would be applied scrambled.
+    torch's fused kernels leave everything alone where `found_inf` is 1, so no number travels to the host. They also
+    read a gradient in the parameter's memory order, whatever its own: a transposed one would be applied scrambled.
     """
     values, grads = list(parameters.values()), [gradients[name].contiguous() for name in parameters]
-    moments = [[slots[f"{slot}.{name}"] for name in parameters] for slot in SLOTS[optimizer.optimizer]]
     found_inf = (~finite).float()
     if optimizer.optimizer == "sgd":
         sgd(
@@ -55,8 +54,9 @@ def update(
         )  # fmt: skip
     else:
         beta1, beta2 = optimizer.betas
+        means, squares = ([slots[f"{slot}.{name}"] for name in parameters] for slot in SLOTS["adam"])
         adam(
-            values, grads, *moments, [], [step.float() for _ in values], fused=True, found_inf=found_inf,
+            values, grads, means, squares, [], [step.float() for _ in values], fused=True, found_inf=found_inf,
             lr=learning_rate, beta1=beta1, beta2=beta2, eps=optimizer.epsilon,
             amsgrad=False, weight_decay=0.0, maximize=False,
         )  # fmt: skip

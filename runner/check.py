@@ -164,7 +164,9 @@ def traced(model: LanguageModel, case: Case) -> dict[str, Any]:
 def training(model: LanguageModel, case: Case, optimizer: str) -> dict[str, Any]:
     """50 steps in two stacks, with an optimizer handed over in between."""
     rates = np.where(np.arange(K) < K // 3, 0.02, 0.01)
-    state, losses, norms = model.load_state(case.state), [], []
+    state = model.load_state(case.state)
+    losses: list[float] = []
+    norms: list[float] = []
     for part in (slice(0, K // 2), slice(K // 2, K)):
         steps = model.train_steps(at(case.batches, part), state, rates[part])
         state, losses, norms = steps.state, [*losses, *steps.losses], [*norms, *steps.gradient_norms]
@@ -309,7 +311,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         lines.setdefault((row["impl"], row["cell"], row["dtype"]), []).append(row)
     table = [(" ".join(key), *(worst(each, name) for name in columns), verdict(each)) for key, each in lines.items()]
-    title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude (sgd, adam: after {K} steps)"
+    title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude (sgd, adam: {K} steps)"
     show_table(title, ("", *columns, ""), table, range(1, 1 + len(columns)))
     failed = [row for row in rows if not row["ok"]]
     for row in failed[:12]:

@@ -3,7 +3,7 @@ here; options that decide an experiment live in shared.config, and tyro turns th
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -129,7 +129,7 @@ class Doctor:
     """Versions, devices, matrix kernels, threads, fonts; what is missing and how to install it."""
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
@@ -151,10 +151,9 @@ def parse(arguments: list[str], default: Train | None = None) -> Options:
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     if arguments[0] in COMMANDS:
         command = COMMANDS[arguments[0]]
-        parsed: Options = tyro.cli(
-            command, prog=f"python -m runner {arguments[0]}", args=arguments[1:], config=config,
-            **({"default": default} if default else {}),
-        )  # fmt: skip
+        options: dict[str, Any] = {"default": default} if default else {}
+        program = f"python -m runner {arguments[0]}"
+        parsed: Options = tyro.cli(command, prog=program, args=arguments[1:], config=config, **options)
         return parsed
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="python -m runner", description=DESCRIPTION, args=arguments, config=config

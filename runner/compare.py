@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,7 @@ PARTS = {
 def portions(steps: int, count: int) -> list[tuple[int, int]]:
     """0..steps in `count` parts."""
     edges = [steps * part // count for part in range(count + 1)]
-    return [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
+    return [(start, stop) for start, stop in pairwise(edges) if stop > start]
 
 
 def distance(values: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
@@ -329,7 +330,9 @@ def show(result: dict[str, Any]) -> None:
     speed = {(row["impl"], row["phase"]): row for row in result["timing"]}
     grown = {row["impl"]: row["points"][-1]["max_relative_difference"] for row in result["growth"]}
     errors = {
-        name: max(row["max_relative_error"] for row in result["check"] if (row["impl"], row["dtype"]) == (name, "float64"))
+        name: max(
+            row["max_relative_error"] for row in result["check"] if (row["impl"], row["dtype"]) == (name, "float64")
+        )
         for name in grown
     }
     rows = [

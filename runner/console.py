@@ -6,26 +6,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runner.text import visible
+
 console = Console(highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Control characters shown, not obeyed: a corpus or a prompt may hold escape sequences."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(text: str, style: str = "") -> None:
     """Print plain text; nothing in it is markup."""
-    console.print(Text(printable(text), style=style))
+    console.print(Text(visible(text), style=style))
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), wrap: Sequence[int] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Sequence[int] = (),
+    wrap: Sequence[int] = (),
 ) -> None:
-    """Print a table, its numbers (`right`) aligned, long texts (`wrap`) folded; an East Asian character is two wide."""
+    """Print a table: numbers (`right`) aligned, long texts (`wrap`) folded; East Asian characters count as two wide."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place in right else "left", no_wrap=place not in wrap)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console.print(table)

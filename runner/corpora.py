@@ -29,7 +29,9 @@ def run(options: Corpora) -> int:
 
 def show_list() -> int:
     """One line each."""
-    rows = [(name, "poems" if entry.poems else "text", entry.description) for name, entry in REGISTRY.items()]
-    show_table("Named corpora; any UTF-8 file of yours works too: --corpus FILE", ("name", "kind", "what"), rows, wrap=(2,))
+    rows = [(name, "poems" if each.poems else "text", each.description) for name, each in REGISTRY.items()]
+    show_table(
+        "Named corpora; any UTF-8 file of yours works too: --corpus FILE", ("name", "kind", "what"), rows, wrap=(2,)
+    )
     say("Fetch one: python -m runner corpora fetch NAME; learn one: python -m runner --corpus NAME")
     return 0

@@ -27,8 +27,10 @@ class Patient:
 
 def run(options: Doctor) -> int:
     """Print the findings; 1 where an installed implementation does not run."""
-    say(f"rosetta-rnn {VERSION}, Python {platform.python_version()}, {platform.platform(terse=True)}", "bold")
-    say(f"{available_cores()} cores; " + ", ".join(f"{name}={os.environ.get(name)}" for name in settings(RuntimeConfig())))
+    python = platform.python_version()
+    say(f"rosetta-rnn {VERSION}, Python {python}, {platform.platform(terse=True)}", "bold")
+    chosen = (f"{name}={os.environ.get(name)}" for name in settings(RuntimeConfig()))
+    say(f"{available_cores()} cores; {', '.join(chosen)}")
     present = installed()
     rows = [examine(name) if name in present else missing(name) for name in IMPLEMENTATIONS]
     show_table("", ("implementation", "versions", "device", "kernel"), rows, wrap=(1, 3))

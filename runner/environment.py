@@ -1,4 +1,4 @@
-"""Settings that are read once, when NumPy or a framework loads: so this runs first, and needs the standard library only.
+"""Settings that are read once, when NumPy or a framework loads: so this runs first, with the standard library only.
 
 Every implementation has its own way to limit threads (JAX heeds NPROC, not OMP). Passive waiting, because OpenMP's
 spinning threads starve a machine that is shared.

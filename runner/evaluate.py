@@ -31,7 +31,8 @@ def run(options: Evaluate) -> int:
     }
     place = {"impl": options.impl, "engine": model.engine, "kernel": model.kernel, "device": model.device}
     say(f"{path} on the held-out part of {experiment.corpus.name}: {options.impl} ({model.engine}) on {model.device}")
-    show_table("", ("measure", "value"), [(name.replace("_", " "), f"{value:.4f}") for name, value in figures.items()], (1,))
+    rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in figures.items()]
+    show_table("", ("measure", "value"), rows, (1,))
     if options.json:
         write_atomically(options.json, json.dumps({**place, **asdict(score), **figures}, indent=1) + "\n")
     return 0
@@ -40,8 +41,9 @@ def run(options: Evaluate) -> int:
 def held_out_of(checkpoint: Checkpoint, options: Evaluate) -> Experiment:
     """The text to be read, in the checkpoint's own symbols."""
     stored = from_json(CorpusConfig, checkpoint.config.get("corpus"))
-    given = {"corpus": options.corpus, "reader": options.reader} if options.corpus else {}
-    corpus = load_corpus(replace(stored, data_dir=options.data_dir or stored.data_dir, **given))
+    if options.corpus:
+        stored = replace(stored, corpus=options.corpus, reader=options.reader)
+    corpus = load_corpus(replace(stored, data_dir=options.data_dir or stored.data_dir))
     training = from_json(TrainingConfig, checkpoint.config.get("training"))
     parts = [held_out_batches(corpus.poems, part, checkpoint.vocabulary, training) for part in split(corpus)]
     return Experiment(corpus, checkpoint.vocabulary, *parts)

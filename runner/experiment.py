@@ -67,9 +67,7 @@ def make_batches(
     return StreamBatches(vocabulary.encode(texts[0]), size, length)
 
 
-def held_out_batches(
-    poems: bool, texts: tuple[str, ...], vocabulary: Vocabulary, training: TrainingConfig
-) -> Batches:
+def held_out_batches(poems: bool, texts: tuple[str, ...], vocabulary: Vocabulary, training: TrainingConfig) -> Batches:
     """The same shapes as in training where the text is long enough, so that nothing is compiled twice."""
     if poems:
         length = training.seq_length
@@ -90,7 +88,8 @@ def targets(batches: Batches) -> Iterator[np.ndarray]:
 
 def stack_size(model: ModelConfig, vocabulary_size: int, training: TrainingConfig, device: str) -> int:
     """K, the batches that one call trains on."""
-    weights = sum(int(np.prod(shape)) for name, shape in parameter_shapes(model, vocabulary_size).items() if "emb" not in name)
+    shapes = parameter_shapes(model, vocabulary_size)
+    weights = sum(int(np.prod(shape)) for name, shape in shapes.items() if name != "embedding.weight")
     operations = 6 * training.batch_size * training.seq_length * weights
     return int(np.clip(HALF_A_SECOND[device.partition(":")[0]] // operations, 1, 32))
 

@@ -14,25 +14,33 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def problems(result: Result) -> Rows:
     """Everything that failed, in words; a result that is not ok has at least one."""
     found = [{"who": row["impl"], "what": row["what"]} for row in result["failures"]]
-    failed = [row for row in result["check"] if not row["ok"]]
-    drifted = [row for row in result["growth"] if not row["ok"]]
-    found += [{"who": row["impl"], "what": differs(row)} for row in failed]
-    found += [
-        {"who": row["impl"], "what": f"{row['dtype']} training drifts beyond {row['bound']:.2g}"} for row in drifted
-    ]
+    found += [{"who": row["impl"], "what": differs(row)} for row in result["check"] if not row["ok"]]
+    found += [{"who": row["impl"], "what": drifts(row)} for row in result["growth"] if not row["ok"]]
     spread = result.get("agreement")
     if spread and not spread["ok"]:
         what = f"losses are {spread['held_out_spread']:.2g} apart, at most {spread['held_out_bound']:.2g} expected"
         found.append({"who": "held-out", "what": what})
+    if any(column["rest"] for each in side_by_side(exact(result["samples"])) for column in each["columns"]):
+        found.append({"who": "samples", "what": "texts drawn in float64 with the same random numbers differ"})
     if not found and not result["ok"]:
         found.append({"who": "compare", "what": "did not succeed, and does not say why"})
     return found
+
+
+def exact(rows: Rows) -> Rows:
+    """The rows in which rounding explains no other character."""
+    return [row for row in rows if row["dtype"] == "float64"]
 
 
 def differs(row: Mapping[str, Any]) -> str:
     """A failed line of the check."""
     what = f"{row['cell']} {row['dtype']}, {row['quantity']}"
     return f"{what} differs by {row['max_relative_error']:.2g}, at most {row['bound']:.2g} expected"
+
+
+def drifts(row: Mapping[str, Any]) -> str:
+    """A failed growth of differences."""
+    return f"{row['dtype']} training leads to parameters that differ by more than {row['bound']:.2g}"
 
 
 def headline(result: Result, wrong: Sequence[Any]) -> str:

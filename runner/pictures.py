@@ -6,7 +6,6 @@ mid-grey: a picture can be read on white and on black. Text stays text, set by t
 
 import io
 import math
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+
+from runner.text import visible
 
 Arguments = ParamSpec("Arguments")
 Drawing = Callable[Concatenate[Figure, Arguments], None]
@@ -39,21 +40,20 @@ CJK = (
     *("WenQuanYi Micro Hei", "Droid Sans Fallback", "Arial Unicode MS"),
 )
 STYLE: dict[Any, Any] = {
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor", "grid.color"), GREY
-    ),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
     **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
-    **dict.fromkeys(("font.size", "axes.titlesize", "figure.titlesize"), 10),
+    **dict.fromkeys(("font.size", "axes.titlesize", "figure.titlesize"), 9.5),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     "axes.titlelocation": "left",
     "figure.constrained_layout.h_pad": 0.08,
+    "grid.color": GREY,
     "grid.alpha": 0.22,
     "grid.linewidth": 0.6,
     "legend.columnspacing": 1.0,
     "legend.fontsize": 9,
-    "legend.handlelength": 1.3,
+    "legend.handlelength": 1.5,
     "legend.handletextpad": 0.5,
     "svg.fonttype": "none",
 }
@@ -88,11 +88,9 @@ def png(draw: Drawing[Arguments], *args: Arguments.args, **kwargs: Arguments.kwa
 @contextmanager
 def style(kind: str, name: str) -> Iterator[None]:
     """Our settings, for the time of a drawing."""
-    families: dict[Any, Any] = {
-        "font.family": ["DejaVu Sans", *cjk_fonts(), "sans-serif"],
-        "font.sans-serif": ["DejaVu Sans", *CJK],
-    }
-    with rc_context(STYLE | families | {"svg.hashsalt": name}), warnings.catch_warnings():
+    ours: dict[Any, Any] = {"font.sans-serif": ["DejaVu Sans", *CJK], "svg.hashsalt": name}
+    ours["font.family"] = ["DejaVu Sans", *cjk_fonts(), "sans-serif"]
+    with rc_context(STYLE | ours), warnings.catch_warnings():
         # In an SVG the reader's browser finds the glyphs. In a PNG they would be missing, but where no such font is
         # installed the user can see that, and a warning for each character would say no more.
         if kind == "svg" or not cjk_fonts():
@@ -104,20 +102,6 @@ def cjk_fonts() -> list[str]:
     """The installed fonts that can set Chinese."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return [name for name in CJK if name in installed]
-
-
-def visible(text: str) -> str:
-    """Control, direction and half characters as symbols that are seen, not obeyed; XML could not even hold them."""
-    return "".join(symbol(each) for each in text)
-
-
-def symbol(character: str) -> str:
-    """A character, or what stands for it: ␛ for escape, a backslash and its number for those that turn text around."""
-    code = ord(character)
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") or code & 0xFFFE == 0xFFFE
-    if character in "\n\t" or not hidden:
-        return character
-    return chr(0x2400 + code) if code < 32 else f"\\u{code:04x}"
 
 
 def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigram: float | None = None) -> None:
@@ -134,7 +118,7 @@ def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigra
     for place, (name, each) in enumerate(series.items()):
         draw_run(axes, name, each, len(series) - 1 - place, place)
     if unigram is not None:
-        axes.axhline(unigram, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="unigram model")
+        axes.axhline(unigram, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="unigram")
     figure.suptitle(shorten(title), x=0.01, ha="left")
     axes.set_ylabel("nats per token")
     axes.legend(**LEGEND)
@@ -151,7 +135,7 @@ def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None
     ring: dict[str, Any] = {"marker": "o", "markersize": 4.5 + 2.2 * outer, "markerfacecolor": "none"}
     thin = slice(None, None, max(1, len(losses) // POINTS))
     axes.plot(run.steps[thin], losses[thin], color=colour, linewidth=0.6, alpha=0.25)
-    axes.plot(run.steps[thin], smooth(losses)[thin], color=colour, label=shorten(name), **line)
+    axes.plot(run.steps[thin], smooth(losses)[thin], color=colour, label=shorten(name, 24), **line)
     if run.held_out:
         steps, values = zip(*run.held_out, strict=True)
         label = "_" if outer else "held-out"  # an underscore keeps a line out of the legend
@@ -161,11 +145,13 @@ def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None
 def differences(series: Mapping[str, Series]) -> dict[str, tuple[list[int], list[float]]]:
     """Name -> steps and |loss - the first run's loss|, at steps that both have; no entry where all are equal."""
     found = {}
-    first = dict(zip(*next(iter(series.values()))[:2], strict=True)) if series else {}
-    for name, run in list(series.items())[1:]:
-        both = [(step, loss - first[step]) for step, loss in zip(run.steps, run.losses, strict=True) if step in first]
-        if any(distance for _, distance in both):
-            found[name] = [step for step, _ in both], [abs(distance) for _, distance in both]
+    runs = {name: dict(zip(run.steps, floats(run.losses), strict=True)) for name, run in series.items()}
+    first = next(iter(runs.values()), {})
+    for name, losses in list(runs.items())[1:]:
+        steps = [step for step in losses if step in first]
+        distances = [abs(losses[step] - first[step]) for step in steps]
+        if any(distance > 0 for distance in distances):
+            found[name] = steps, distances
     return found
 
 
@@ -189,7 +175,7 @@ def bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.barh(places, middle, 0.62, color=[colour_of(row["impl"]) for row in rows], xerr=reach, error_kw=whisker)
     for place, value, end in zip(places, middle, np.fmax(high, middle), strict=True):
         axes.annotate(short(value), (end, place), (6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(places, [shorten(row["impl"]) for row in rows])
+    axes.set_yticks(places, [shorten(row["impl"], 24) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.14 * float(np.nanmax(high, initial=1e-9)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -200,19 +186,25 @@ def growth(figure: Figure, lines: Mapping[str, tuple[Sequence[int], Sequence[flo
     """How rounding grows: the largest relative difference of the parameters against the step, and what is allowed."""
     figure.set_size_inches(WIDTH, 2.6)
     axes = figure.subplots()
-    log_lines(axes, lines)
+    log_lines(axes, lines, bound)
     axes.axhline(bound, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="bound")
     axes.set_xlabel("step")
     axes.set_ylabel("relative difference")
     axes.legend(**LEGEND)
 
 
-def log_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
-    """Lines on a logarithmic axis; nothing is drawn where a value is zero."""
+def log_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *others: float) -> None:
+    """Lines on a logarithmic axis of whole decades, which `others` must lie on too; zeros are gaps."""
     axes.set_yscale("log", nonpositive="mask")
     for name, (steps, values) in lines.items():
-        thin = slice(None, None, max(1, len(steps) // POINTS))
-        axes.plot(steps[thin], floats(values)[thin], color=colour_of(name), linewidth=1.1, label=shorten(name))
+        thin, line = slice(None, None, max(1, len(steps) // POINTS)), dict[str, Any](linewidth=1, markersize=2.5)
+        axes.plot(steps[thin], floats(values)[thin], ".-", color=colour_of(name), label=shorten(name, 24), **line)
+    found = [
+        value for value in [*others, *(each for _, values in lines.values() for each in floats(values))] if value > 0
+    ]
+    if found:
+        low, high = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
+        axes.set_ylim(10.0**low / 1.3, 10.0 ** max(high, low + 1) * 1.3)
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(math.log10(value))}"))

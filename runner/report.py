@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner.findings import Result, Rows, agreement, headline, problems, relative, side_by_side
-from runner.pictures import COLOURS, GREY, Series, curves, growth, svg, timing_bars, visible
+from runner.pictures import COLOURS, GREY, Series, curves, growth, svg, timing_bars
+from runner.text import visible
 from shared.errors import UserError
 from shared.files import write_atomically
 
@@ -45,8 +46,10 @@ def write_run_report(run_dir: Path) -> Path:
 def write_comparison(result: Result, folder: Path) -> Path:
     """comparison.html, comparison.svg and timing.svg from what `compare` found; returns the page."""
     result = {name: [] for name in LISTS} | dict(result)
+    reference = result["participants"][0]["impl"] if result["participants"] else None
+    grown = [row for row in result["growth"] if row["impl"] != reference]
     timed = [row for row in result["timing"] if row["same_work"]]
-    pictures = comparison_pictures(result, timed)
+    pictures = comparison_pictures(result, grown, timed)
     for name in ("comparison", "timing"):
         if name in pictures:
             write_atomically(folder / f"{name}.svg", pictures[name])
@@ -56,6 +59,7 @@ def write_comparison(result: Result, folder: Path) -> Path:
         headline=headline(result, wrong),
         problems=wrong,
         pictures={name: inline(each) for name, each in pictures.items()},
+        grown=grown,
         agreement=agreement(result["check"]),
         timing=relative(timed),
         untimed=[row for row in result["timing"] if not row["same_work"]],
@@ -65,16 +69,16 @@ def write_comparison(result: Result, folder: Path) -> Path:
     return folder / "comparison.html"
 
 
-def comparison_pictures(result: Result, timed: Rows) -> dict[str, str]:
+def comparison_pictures(result: Result, growing: Rows, timed: Rows) -> dict[str, str]:
     """The figures there is something to draw for."""
     pictures = {}
     corpus = result.get("corpus", {})
     if runs := {row["impl"]: series_of_training(row) for row in result["training"]}:
         baseline = corpus.get("unigram_perplexity")
         pictures["comparison"] = svg(curves, runs, corpus.get("name", ""), baseline and math.log(baseline))
-    grown = {row["impl"]: points(row) for row in result["growth"]}
-    if any(value for _, values in grown.values() for value in values):
-        pictures["growth"] = svg(growth, grown, max(row["bound"] for row in result["growth"]))
+    lines = {row["impl"]: points(row) for row in growing}
+    if any(value for _, values in lines.values() for value in values):
+        pictures["growth"] = svg(growth, lines, max(row["bound"] for row in growing))
     if timed:
         pictures["timing"] = svg(timing_bars, timed)
     return pictures
@@ -136,7 +140,7 @@ def read(path: Path) -> str:
 
 def inline(picture: str) -> Markup:
     """SVG as a part of a page, in the colour of its text. Safe: matplotlib escapes all text that it writes."""
-    bare = re.sub(r'<g id="[a-zA-Z]+_\d+">', "<g>", picture[picture.index("<svg") :])
+    bare = re.sub(r'<g id="[^"]*"', "<g", picture[picture.index("<svg") :])
     return Markup(bare.replace(f": {GREY}", ": currentColor"))  # noqa: S704
 
 

@@ -29,7 +29,8 @@ def resumed(arguments: list[str]) -> Train | None:
     stored = stored_options(folder)
     given = parse(arguments, stored)
     assert isinstance(given, Train)  # noqa: S101 - --resume is an option of train alone, anything else was refused
-    if changed := sorted(name for name, value in flat(given).items() if value != flat(stored)[name] and name not in FREE):
+    before = flat(stored)
+    if changed := [name for name, value in flat(given).items() if value != before[name] and name not in FREE]:
         flags = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise ConfigError(
             f"{flags} cannot change with --resume: the run in {folder} would become another run. "
@@ -58,7 +59,7 @@ def stored_options(folder: Path) -> Train:
             model=from_json(ModelConfig, config["model"]),
             training=from_json(TrainingConfig, config["training"]),
             optimizer=from_json(OptimizerConfig, config["optimizer"]),
-            corpus=from_json(CorpusConfig, {field.name: config["corpus"][field.name] for field in fields(CorpusConfig)}),
+            corpus=from_json(CorpusConfig, {each.name: config["corpus"][each.name] for each in fields(CorpusConfig)}),
             runtime=replace(runtime, device=str(config["device"]).partition(" ")[0]),
             prompt=config["sampling"]["prompt"],
             length=config["sampling"]["length"],

@@ -35,7 +35,7 @@ class RunDirectory:
     def same_corpus(self, sha256: str) -> None:
         """UserError where the text is no longer the one that the run began with."""
         if json.loads(self.config.read_text("utf-8"))["corpus"]["sha256"] != sha256:
-            raise UserError(f"--resume {self.path}: the corpus has changed since the run began; its sha256 is {sha256}.")
+            raise UserError(f"--resume {self.path}: the corpus has changed since the run began (sha256 {sha256}).")
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config, json.dumps(config, indent=1, ensure_ascii=False) + "\n")

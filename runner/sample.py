@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from runner.cli import Sample
-from runner.console import printable, say
+from runner.console import say
 from runner.registry import create_model
+from runner.text import visible
 from shared.checkpoint import Checkpoint, load_checkpoint
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig, SamplingConfig, from_json
 from shared.contract import LanguageModel
@@ -22,10 +23,11 @@ def run(options: Sample) -> int:
     if options.start_characters and options.sampling.prompt:
         raise ConfigError("--prompt and --start-characters exclude each other; give one of them.")
     prompts = list(options.start_characters) or [options.sampling.prompt]
-    say(f"{path}: {options.impl} ({model.engine}) on {model.device}, temperature {options.sampling.temperature:g}", "dim")
+    warmth = f"temperature {options.sampling.temperature:g}"
+    say(f"{path}: {options.impl} ({model.engine}) on {model.device}, {warmth}", "dim")
     for text in write_texts(model, checkpoint.vocabulary, prompts, options.sampling):
         # Plain print, since the text is the product: it can be piped, and no line is wrapped.
-        print(printable(text), end="\n\n" if len(prompts) > 1 else "\n")
+        print(visible(text), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
 
 
@@ -35,7 +37,7 @@ def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     if path.is_dir():
         found = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).exists()), path)
         if found == path:
-            raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors; give a checkpoint file.")
+            raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors.")
     return found, load_checkpoint(found)
 
 

@@ -100,7 +100,7 @@ class Run:
         if not steps.finite.all():
             wrong = progress.step + int(np.argmin(steps.finite)) + 1
             raise NotFiniteError(
-                f"Step {wrong}: the loss or a gradient is not a finite number, so the parameters were left as they were. "
+                f"Step {wrong}: the loss or a gradient is not a finite number; the parameters were left as they were. "
                 f"Lower --learning-rate ({self.options.training.learning_rate:g}) or --clip-norm "
                 f"({self.options.optimizer.clip_norm:g}). The last checkpoint is {self.folder.last}."
             )

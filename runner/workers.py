@@ -105,6 +105,6 @@ def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[s
         return "ok", function(*arguments)
     except UserError as error:
         return "user error", error
-    except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it beside the others' results
+    except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return "error", f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"

@@ -1,7 +1,7 @@
 """The one contract that impl_numpy, impl_torch, impl_jax and impl_tf fulfil. Start reading here.
 
-Axes: B batch, T time, V vocabulary, E embedding, H hidden units, I inputs of a layer, G gates, K stacked batches,
-P prompt, N generated tokens. NumPy arrays cross this border, framework arrays never do. A recurrent state is opaque: the
+Axes: B batch, T time, V vocabulary, E embedding, H hidden units, I inputs of a layer, G gates, K stacked batches, P
+prompt, N generated tokens. NumPy arrays cross this border, framework arrays never do. A recurrent state is opaque: the
 runner carries it from call to call and looks inside only through `dump_state`. Losses are in nats (natural logarithms).
 Every function is deterministic: the same call on the same device gives the same bits.
 
@@ -25,12 +25,13 @@ State = Any
 
 
 class Batch(NamedTuple):
-    """One training batch; stacked batches have one more leading axis K."""
+    """One training batch; stacked batches have one more leading axis K. NumPy arrays at the border; behind it, an
+    implementation keeps its own arrays in the same tuple."""
 
-    tokens: Array  # int32 [B, T]
-    targets: Array  # int32 [B, T], or [B] for many-to-one
-    mask: Array  # bool [B, T], False where padded
-    reset: Array  # bool [B], True where the row starts from the zero state
+    tokens: Any  # int32 [B, T]
+    targets: Any  # int32 [B, T], or [B] for many-to-one
+    mask: Any  # bool [B, T], False where padded
+    reset: Any  # bool [B], True where the row starts from the zero state
 
 
 class Gradients(NamedTuple):

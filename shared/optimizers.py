@@ -20,6 +20,6 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def slot_shapes(optimizer: OptimizerConfig, parameters: Shapes) -> Shapes:
-    """"<slot>.<parameter>" -> shape, in canonical order."""
+    """The names "<slot>.<parameter>" and their shapes, in canonical order."""
     slots = SLOTS[optimizer.optimizer]
     return {f"{slot}.{name}": shape for slot in slots for name, shape in parameters.items()}

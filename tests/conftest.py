@@ -1,4 +1,4 @@
-"""Which implementations must be here, and an environment that disturbs nobody: one thread, quiet, no GPU unless asked."""
+"""Which implementations must be here, and an environment that disturbs nobody: one thread, quiet, no GPU."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,9 @@ from shared.config import RuntimeConfig
 
 environment.prepare(RuntimeConfig(device="cpu", threads=1))
 
-REQUIRED = tuple(name for name in os.environ.get("ROSETTA_IMPLEMENTATIONS", "").split(",") if name) or tuple(installed())
+REQUIRED = tuple(name for name in os.environ.get("ROSETTA_IMPLEMENTATIONS", "").split(",") if name) or tuple(
+    installed()
+)
 """Under tox, what the environment is for; by hand, whatever is installed."""
 
 

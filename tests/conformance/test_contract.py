@@ -49,7 +49,9 @@ def test_parameters_and_state_go_round(impl, cell):
     assert worst(model.dump_parameters(), parameters) == 0
     dumped = model.dump_state(state)
     assert worst(model.dump_state(model.load_state(dumped)), dumped) == 0
-    assert list(parameters) == list(parameter_shapes(ModelConfig(cell=cell, hidden_size=H, num_layers=2, embedding_size=E), V))
+    assert list(parameters) == list(
+        parameter_shapes(ModelConfig(cell=cell, hidden_size=H, num_layers=2, embedding_size=E), V)
+    )
     assert all(value.flags.c_contiguous for value in (*parameters.values(), *dumped.values()))
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
 from conftest import REQUIRED
+
 from runner import check
 from runner.check import Examinee, cases, compare
 
@@ -33,12 +33,30 @@ class Defect(NamedTuple):
 COMMON = [
     Defect("input and forget gate swapped", "lstm", "lstm.py", "i, f, g, o =", "f, i, g, o ="),
     Defect("candidate and output gate swapped", "lstm", "lstm.py", "i, f, g, o =", "i, f, o, g ="),
-    Defect("cell kept by the input gate", "lstm", "lstm.py", "gates.forget_gate * state.cell", "gates.input_gate * state.cell"),
+    Defect(
+        "cell kept by the input gate",
+        "lstm",
+        "lstm.py",
+        "gates.forget_gate * state.cell",
+        "gates.input_gate * state.cell",
+    ),
     Defect("old cell added whole", "lstm", "lstm.py", "gates.forget_gate * state.cell", "state.cell"),
     Defect("reset and update swapped", "gru", "gru.py", "x_r, x_z, x_n =", "x_z, x_r, x_n ="),
-    Defect("update gate inverted", "gru", "gru.py", "(1 - update) * candidate + update *", "update * candidate + (1 - update) *"),
+    Defect(
+        "update gate inverted",
+        "gru",
+        "gru.py",
+        "(1 - update) * candidate + update *",
+        "update * candidate + (1 - update) *",
+    ),
     Defect("bias_hn missing", "gru", "gru.py", "h_n + weights.bias_hn", "h_n + 0 * weights.bias_hn"),
-    Defect("bias_hn outside the reset product", "gru", "gru.py", "x_n + reset * recurrent", "x_n + weights.bias_hn + reset * h_n"),
+    Defect(
+        "bias_hn outside the reset product",
+        "gru",
+        "gru.py",
+        "x_n + reset * recurrent",
+        "x_n + weights.bias_hn + reset * h_n",
+    ),
     Defect("reset before the product", "gru", "gru.py", "reset * recurrent", "recurrent"),
     Defect("bias missing", "rnn", "unroll.py", " + weights.bias", " + 0 * weights.bias"),
 ]

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import REQUIRED
+
 from runner.compare import Field
 from runner.workers import Worker, WorkerError
 from shared.errors import UserError
@@ -84,7 +84,18 @@ def test_compare_leaves_one_page_that_needs_nothing_else(compared):
 def test_every_implementation_opens_every_checkpoint(tmp_path):
     """The same text from the same seed, whoever trained."""
     sizes = ["--hidden-size", 20, "--embedding-size", 0, "--cell", "gru", "--max-steps", 4, "--length", 8]
-    run("--impl", "jax", "--corpus", "starter-quatrains", "--seq-length", 40, "--run-dir", "run", *sizes, folder=tmp_path)
+    run(
+        "--impl",
+        "jax",
+        "--corpus",
+        "starter-quatrains",
+        "--seq-length",
+        40,
+        "--run-dir",
+        "run",
+        *sizes,
+        folder=tmp_path,
+    )
     texts, scores = set(), []
     for impl in ALL:
         common = ["--impl", impl, "--checkpoint", "run", "--dtype", "float64"]

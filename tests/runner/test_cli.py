@@ -39,9 +39,25 @@ def trained(tmp_path_factory):
 def test_train_leaves_a_whole_run_directory(trained):
     folder, shown = trained
     names = {path.name for path in (folder / "run").iterdir()}
-    wanted = {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "samples.txt", "curves.svg", "report.html"}
+    wanted = {
+        "config.json",
+        "metrics.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+        "samples.txt",
+        "curves.svg",
+        "report.html",
+    }
     assert names == wanted
-    for word in ("numpy (scratch", "on cpu", "held-out", "temperature 0.5", "temperature 1.5", "unigram", "Next: python -m runner sample"):
+    for word in (
+        "numpy (scratch",
+        "on cpu",
+        "held-out",
+        "temperature 0.5",
+        "temperature 1.5",
+        "unigram",
+        "Next: python -m runner sample",
+    ):
         assert word in shown
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line["step"] for line in lines if line["split"] == "train"]
@@ -65,7 +81,9 @@ def test_the_best_checkpoint_is_the_best(trained):
 
 def test_sample_and_evaluate_open_it(trained):
     folder, _ = trained
-    first, again = (run("sample", "--checkpoint", "run", "--prompt", "the ", "--length", 30, folder=folder) for _ in range(2))
+    first, again = (
+        run("sample", "--checkpoint", "run", "--prompt", "the ", "--length", 30, folder=folder) for _ in range(2)
+    )
     assert first == again
     assert "the " in first
     other = run("sample", "--checkpoint", "run", "--prompt", "the ", "--length", 30, "--seed", 5, folder=folder)

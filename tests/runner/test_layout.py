@@ -79,7 +79,7 @@ def test_same_symbols_in_the_same_order(package, file):
 def test_same_signatures(package, file):
     for name in COMMON[file]:
         if file == "optimizer.py" and name == "update":
-            continue  # the step is an int on the host in NumPy, an array on the device elsewhere: names are compared below
+            continue  # the step is a number on the host in NumPy, an array elsewhere: names are compared below
         assert signature(package, file, name) == signature("impl_numpy", file, name), name
 
 
@@ -108,7 +108,12 @@ def test_who_may_import_whom(package):
         "runner": {"shared", "runner"},
         **{each: {"shared", each} for each in PACKAGES},
     }[package]
-    own = {"impl_numpy": {"cupy", "cupyx"}, "impl_torch": {"torch"}, "impl_jax": {"jax", "optax"}, "impl_tf": {"tensorflow"}}
+    own = {
+        "impl_numpy": {"cupy", "cupyx"},
+        "impl_torch": {"torch"},
+        "impl_jax": {"jax", "optax"},
+        "impl_tf": {"tensorflow"},
+    }
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
