@@ -17,7 +17,7 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
 
 def global_norm(gradients: Arrays) -> Array:
     """Euclidean norm over all gradients together."""
-    return np.sqrt(sum((gradient * gradient).sum(dtype=np.float64) for gradient in gradients.values()))
+    return np.sqrt(sum(np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()))
 
 
 def clip_by_global_norm(gradients: Arrays, norm: Array, clip_norm: float) -> Arrays:

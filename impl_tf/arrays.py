@@ -1,6 +1,6 @@
 """TensorFlow tensors: device, precision, and the way to and from NumPy."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,8 @@ tf.config.experimental.enable_op_determinism()
 # A model that meets many shapes is traced for each; TensorFlow warns about that, which is meant here.
 tf.get_logger().setLevel("ERROR")
 
-Array = tf.Tensor
+Array = Any
+"""tf.Tensor, which TensorFlow declares in no way that type checkers read."""
 
 
 class Device(NamedTuple):
@@ -54,4 +55,4 @@ def to_array(values: np.ndarray, device: Device) -> Array:
 
 def to_numpy(array: Array) -> np.ndarray:
     """Copy to the host, contiguous."""
-    return array.numpy()
+    return np.array(array)

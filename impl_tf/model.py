@@ -28,6 +28,10 @@ def create_model(
 
 
 class Model:
+    device: str
+    engine: str
+    kernel: str
+
     def __init__(
         self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
     ) -> None:
@@ -40,7 +44,8 @@ class Model:
     def load_parameters(self, parameters: Arrays) -> None:
         check_arrays("The parameters", parameters, self._shapes)
         self._parameters = {name: self._array(parameters[name]) for name in self._shapes}
-        self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.array(0, np.int32))
+        self._slots = self._run(init_slots, self._optimizer, self._parameters)
+        self._step = self._array(np.array(0, np.int32))
 
     def dump_parameters(self) -> dict[str, np.ndarray]:
         return {name: to_numpy(self._parameters[name]) for name in self._shapes}
@@ -85,7 +90,8 @@ class Model:
         program = compiled(_train_steps, self._model, self._optimizer)
         end, reports = self._run(program, start, stacked, self._array(learning_rates))
         self._parameters, self._slots, self._step, state = end
-        return TrainingSteps(*map(to_numpy, reports), state)
+        losses, norms, finite = map(to_numpy, reports)
+        return TrainingSteps(losses, norms, finite, state)
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
@@ -119,7 +125,7 @@ class Model:
         permitted = None if allowed is None else self._array(allowed)
         arguments = *arrays, draws, numbers, self._array(free), permitted
         state = self.initial_state(len(prompt))
-        return to_numpy(self._run(compiled(_generate, self._model), self._parameters, state, *arguments))
+        return to_numpy(self._run(compiled(_generate, self._model, xla=True), self._parameters, state, *arguments))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)

@@ -38,7 +38,7 @@ def update(
     learning_rate: Array,
 ) -> tuple[Arrays, Arrays]:
     """The update after `step` others -> new parameters and slots; where not finite, nothing changes."""
-    directions, new_slots = gradients, {}
+    directions, new_slots = gradients, slots
     if optimizer.optimizer == "adam":
         directions, new_slots = adam_directions(optimizer, gradients, slots, step + 1)
     new_parameters = {name: value - learning_rate * directions[name] for name, value in parameters.items()}
@@ -47,10 +47,11 @@ def update(
 
 def adam_directions(optimizer: OptimizerConfig, gradients: Arrays, slots: Arrays, step: Array) -> tuple[Arrays, Arrays]:
     """The steps that the two moments advise, and the moments."""
-    directions, moments = {}, {}
+    directions: Arrays = {}
+    moments: Arrays = {}
+    beta1, beta2 = optimizer.betas
     for name, gradient in gradients.items():
         mean, square = slots[f"exp_avg.{name}"], slots[f"exp_avg_sq.{name}"]
-        beta1, beta2 = optimizer.betas
         mean += (1 - beta1) * (gradient - mean)
         square += (1 - beta2) * (gradient * gradient - square)
         moments |= {f"exp_avg.{name}": mean, f"exp_avg_sq.{name}": square}

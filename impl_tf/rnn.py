@@ -26,6 +26,5 @@ def rnn_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RN
 
     h' = tanh(W x + b + U h)
     """
-    return RNNState(
-        tf.tanh(projected + tf.linalg.matmul(state.hidden, weights.weight_hh, transpose_b=True))
-    ), RNNGates()
+    recurrent = tf.linalg.matmul(state.hidden, weights.weight_hh, transpose_b=True)
+    return RNNState(tf.tanh(projected + recurrent)), RNNGates()

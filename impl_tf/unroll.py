@@ -80,7 +80,7 @@ def unroll_layers(
 
 
 # Lists that only grow: the gradient of TensorArray.write zeroes what it has read, for which XLA copies the whole array
-# at every step, half of the time that training takes.
+# at every step, a third of the time that training takes.
 
 
 def empty_list(like: Array, length: int) -> Array:

@@ -90,6 +90,10 @@ class Check:
     """Write the table to this file."""
 
 
+COMPARED = TrainingConfig(seq_length=32, epochs=100, max_steps=500, learning_rate=2e-3)
+"""Half a window, 500 steps, and a rate at which rounding does not grow: four frameworks in a few minutes."""
+
+
 @dataclass(frozen=True)
 class Compare:
     """Check, train from identical weights on identical batches, sample and time every installed implementation, each
@@ -98,7 +102,7 @@ class Compare:
     impl: str = "all"
     """Implementations with commas between, or all that are installed."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=500, learning_rate=2e-3))
+    training: TrainingConfig = field(default_factory=lambda: COMPARED)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from runner import check
 from runner.cli import Check, Compare
@@ -56,7 +56,7 @@ class Participant(check.Examinee):
         self._model = create_model(self._impl, options.model, options.optimizer, symbols, runtime)
         self._model.load_parameters(initial_parameters(options.model, symbols, options.training.seed))
         self._state = self._model.initial_state(options.training.batch_size)
-        self._size = stack_size(options.model, symbols, options.training, self._model.device)
+        self._size = stack_size(options.model, self._experiment, options.training, self._model.device)
         self._place = {"engine": self._model.engine, "kernel": self._model.kernel, "device": self._model.device}
 
     def _warm_up(self) -> None:
@@ -116,8 +116,13 @@ class Field:
             self.workers[name] = stack.enter_context(Worker(name, Participant, name, options))
 
     def each(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """One after the other."""
+        """One after the other, so that nothing else runs beside what is timed."""
         return self.gather(lambda worker: worker.call(method, *arguments))
+
+    def together(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """Side by side."""
+        self.gather(lambda worker: worker.start(method, *arguments))
+        return self.gather(lambda worker: worker.result())
 
     def gather(self, call: Callable[[Worker], Any]) -> dict[str, Any]:
         """A call for each worker, and what it returned."""
@@ -144,7 +149,7 @@ def run(options: Compare) -> int:
     result: dict[str, Any] = describe(options, experiment)
     with ExitStack() as stack:
         field = Field(names, options, stack)
-        result["participants"] = list(field.each("introduce").values())
+        result["participants"] = list(field.together("introduce").values())
         say(f"{', '.join(field.workers)} on {experiment.corpus.name}: {result['settings']['steps']} steps each", "bold")
         compute(field, options, result)
     result["failures"] = field.failures
@@ -155,19 +160,19 @@ def run(options: Compare) -> int:
 
 def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
     """Every part in turn; each adds to the result."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for title, part in PARTS.items():
-            if not console.is_terminal:
-                say(f"{title} ...", "dim")
-            task = bar.add_task(title, total=len(field.workers))
+            started = time.perf_counter()
+            task = bar.add_task(title, total=None)
             part(field, options, result)
-            bar.update(task, completed=len(field.workers))
+            bar.remove_task(task)
+            say(f"{title}: {time.perf_counter() - started:.0f} s", "dim")
 
 
 def check_cell(field: Field, options: Compare, result: dict[str, Any]) -> None:
     """The examination of `check`, for the cell that is compared."""
-    asked = Check(impl=",".join(field.workers), cell=options.model.cell, dtype="both")
+    asked = Check(impl=",".join(field.workers), cell=options.model.cell, dtype="float64")
     with Worker("reference", check.Examinee, "numpy", "cpu") as reference:
         opened = {"reference": reference, **field.workers}
         result["check"] = check.examine(lambda name, *_: nullcontext(opened[name]), asked)
@@ -181,10 +186,10 @@ def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> Non
         for name in field.workers
     }
     for start, stop in portions(steps, 5):
-        for name, part in field.each("train", start, stop).items():
+        for name, part in field.together("train", start, stop).items():
             runs[name]["losses"] += part["losses"]
             runs[name]["seconds"] += part["seconds"]
-        for name, score in field.each("held_out").items():
+        for name, score in field.together("held_out").items():
             runs[name]["held_out"].append({"step": stop, "loss": score["loss"]})
             runs[name] |= score
     result["training"] = [run_ for name, run_ in runs.items() if name in field.workers]
@@ -221,11 +226,11 @@ def time_rounds(field: Field, options: Compare, result: dict[str, Any]) -> None:
 
 def train_float64(field: Field, options: Compare, result: dict[str, Any]) -> None:
     """The same run in float64, to show how the difference grows; then the same texts from all."""
-    field.each("begin", "float64")
+    field.together("begin", "float64")
     growth: dict[str, list[dict[str, float]]] = {}
     for start, stop in portions(result["settings"]["steps"], 5):
-        field.each("train", start, stop)
-        found = field.each("parameters")
+        field.together("train", start, stop)
+        found = field.together("parameters")
         first = next(iter(found.values()))
         for name, values in found.items():
             growth.setdefault(name, []).append({"step": stop, "max_relative_difference": distance(values, first)})
@@ -246,7 +251,7 @@ def sample_float64(field: Field, options: Compare, result: dict[str, Any]) -> No
     result["samples"] = [
         {"impl": name, "dtype": "float64", "temperature": temperature, "prompt": options.prompt, "text": text}
         for temperature in TEMPERATURES
-        for name, (text, _) in field.each("sample", temperature).items()
+        for name, (text, _) in field.together("sample", temperature).items()
     ]
     texts: dict[float, set[str]] = {}
     for sample in result["samples"]:
@@ -279,7 +284,7 @@ def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
     parts = ("model", "training", "optimizer")
     settings = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
     every = options.training.epochs * len(experiment.training)
-    size = stack_size(options.model, len(experiment.vocabulary), options.training, "cpu")
+    size = stack_size(options.model, experiment, options.training, "cpu")
     extra = {"steps": min(every, options.training.max_steps or every), "stack": min(size, len(experiment.training))}
     return {
         "command": command_line(options),

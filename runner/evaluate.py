@@ -21,7 +21,7 @@ def run(options: Evaluate) -> int:
     model = model_of(checkpoint, options.impl, options.runtime)
     training = from_json(TrainingConfig, checkpoint.config.get("training"))
     config = from_json(ModelConfig, checkpoint.config.get("model"))
-    score = evaluate(model, experiment, stack_size(config, len(checkpoint.vocabulary), training, model.device))
+    score = evaluate(model, experiment, stack_size(config, experiment, training, model.device))
     figures = {
         "loss": score.loss,
         "perplexity": score.perplexity,

@@ -14,7 +14,7 @@ from shared.evaluation import Score, unigram_loss
 from shared.parameters import parameter_shapes
 from shared.vocabulary import Vocabulary, build_vocabulary
 
-HALF_A_SECOND = {"cpu": 5e9, "cuda": 5e11}
+HALF_A_SECOND = {"cpu": 8e9, "cuda": 8e11}
 """Floating-point operations of about half a second: a stack holds no more, so that progress and Ctrl-C do not lag."""
 
 
@@ -86,12 +86,15 @@ def targets(batches: Batches) -> Iterator[np.ndarray]:
         yield batch.targets[batch.mask]
 
 
-def stack_size(model: ModelConfig, vocabulary_size: int, training: TrainingConfig, device: str) -> int:
-    """K, the batches that one call trains on."""
+def stack_size(model: ModelConfig, experiment: Experiment, training: TrainingConfig, device: str) -> int:
+    """K, the batches that one call trains on: a divisor of the epoch where one is near, since a remainder of another
+    size is compiled anew."""
+    vocabulary_size, count = len(experiment.vocabulary), len(experiment.training)
     shapes = parameter_shapes(model, vocabulary_size)
     weights = sum(int(np.prod(shape)) for name, shape in shapes.items() if name != "embedding.weight")
     operations = 6 * training.batch_size * training.seq_length * weights
-    return int(np.clip(HALF_A_SECOND[device.partition(":")[0]] // operations, 1, 32))
+    most = int(np.clip(HALF_A_SECOND[device.partition(":")[0]] // operations, 1, 32))
+    return next((size for size in range(most, most // 2, -1) if count % size == 0), most)
 
 
 def stacks(batches: Batches, epoch: int, start: int, stop: int, size: int) -> Iterator[Batch]:

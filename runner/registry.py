@@ -1,9 +1,11 @@
 """The implementations, by name only: each is imported when a model is asked for, never before."""
 
 import importlib
+import os
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import LanguageModel
@@ -32,10 +34,25 @@ def create_model(
 ) -> LanguageModel:
     """A model of the named implementation; ImplementationError says which extra to install."""
     require(impl)
-    created: LanguageModel = importlib.import_module(f"impl_{impl}").create_model(
-        model, optimizer, vocabulary_size, runtime
-    )
+    created: LanguageModel = import_quietly(f"impl_{impl}").create_model(model, optimizer, vocabulary_size, runtime)
     return created
+
+
+def import_quietly(name: str) -> Any:
+    """A module, without what its C++ parts say of drivers that nobody asked for; all of it where the import fails."""
+    with tempfile.TemporaryFile() as log:
+        stderr = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            module = importlib.import_module(name)
+        except BaseException:
+            log.seek(0)
+            os.write(stderr, log.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return module
 
 
 def require(impl: str) -> None:

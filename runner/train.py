@@ -49,7 +49,7 @@ class Run:
         self.options, self.experiment, self.model, self.folder = options, experiment, model, folder
         self.progress = Progress()
         self.state = model.initial_state(options.training.batch_size)
-        self.size = stack_size(options.model, len(experiment.vocabulary), options.training, model.device)
+        self.size = stack_size(options.model, experiment, options.training, model.device)
 
     @property
     def steps_per_epoch(self) -> int:

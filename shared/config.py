@@ -68,7 +68,7 @@ class TrainingConfig:
     """B, sequences side by side."""
     seq_length: int = 64
     """T, steps of a window (truncated backpropagation), or the length poems are padded to."""
-    epochs: int = 16
+    epochs: int = 12
     """Passes over the training text."""
     max_steps: int = 0
     """Stop after this many updates; 0: no such limit."""

@@ -259,8 +259,9 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
 
 @pytest.mark.parametrize("name", ["tiny-shakespeare", "time-machine", "tang-poems"])
 def test_named_corpora_train(tmp_path, data_dir, name):
-    shown = run("--corpus", name, "--data-dir", data_dir, "--max-steps", 2, "--length", 20, "--run-dir", "run", *SMALL[:4],
-                "--batch-size", 512, "--seq-length", 64, folder=tmp_path)  # fmt: skip
+    sizes = [*SMALL[:4], "--batch-size", 512, "--seq-length", 64]
+    common = ["--data-dir", data_dir, "--max-steps", 2, "--length", 20, "--run-dir", "run"]
+    shown = run("--corpus", name, *common, *sizes, folder=tmp_path)
     assert name in shown
     assert "best held-out perplexity" in shown
 
