@@ -49,6 +49,7 @@ class Run:
         self.options, self.experiment, self.model, self.folder = options, experiment, model, folder
         self.progress = Progress()
         self.state = model.initial_state(options.training.batch_size)
+        self.losses: list[float] = []  # of the epoch, for the line at its end
         self.size = stack_size(options.model, experiment, options.training, model.device)
 
     @property
@@ -105,6 +106,7 @@ class Run:
                 f"({self.options.optimizer.clip_norm:g}). The last checkpoint is {self.folder.last}."
             )
         self.state = steps.state
+        self.losses += [float(loss) for loss in steps.losses]
         progress.step += count
         progress.index += count
         progress.seconds += seconds
@@ -124,8 +126,9 @@ class Run:
         progress.reason = self.reason_to_end(training.patience)
         self.save(best=better)
         mark = "best so far" if better else f"no better for {progress.waited}"
-        epoch = progress.step / self.steps_per_epoch
-        return f"epoch {epoch:g}  step {progress.step}  held-out {describe(score)}  ({mark})"
+        epoch, trained = progress.step / self.steps_per_epoch, float(np.mean(self.losses))
+        self.losses = []
+        return f"epoch {epoch:.4g}  step {progress.step}  training {trained:.3f}, held-out {describe(score)}  ({mark})"
 
     def reason_to_end(self, patience: int) -> str:
         """Why the run is over, or nothing."""
