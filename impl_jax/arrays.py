@@ -1,6 +1,6 @@
 """JAX arrays: device, precision, and the way to and from NumPy."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from shared.errors import ImplementationError
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 
 
 class Device(NamedTuple):

@@ -2,7 +2,7 @@
 mathematics says `np` for both; only what makes a new array out of nothing asks the device's module."""
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info
 from shared.config import RuntimeConfig
 from shared.errors import ImplementationError
 
-Array = Any
+Array: TypeAlias = Any
 """np.ndarray, or cupy.ndarray."""
 
 

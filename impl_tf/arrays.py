@@ -1,6 +1,6 @@
 """TensorFlow tensors: device, precision, and the way to and from NumPy."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ tf.config.experimental.enable_op_determinism()
 # A model that meets many shapes is traced for each; TensorFlow warns about that, which is meant here.
 tf.get_logger().setLevel("ERROR")
 
-Array = Any
+Array: TypeAlias = Any
 """tf.Tensor, which TensorFlow declares in no way that type checkers read."""
 
 

@@ -1,6 +1,6 @@
 """PyTorch tensors: device, precision, and the way to and from NumPy."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ import torch
 from shared.config import RuntimeConfig
 from shared.errors import ImplementationError
 
-Array = torch.Tensor
+Array: TypeAlias = torch.Tensor
 
 
 class Device(NamedTuple):

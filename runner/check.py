@@ -5,7 +5,6 @@ rows end at different steps, some start anew, clipping bites in some steps only,
 its place to matter.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -13,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runner.cli import Check
-from runner.console import say, show_table
+from runner.console import console, say, show_table
 from runner.registry import chosen, create_model
-from runner.workers import Worker
+from runner.workers import Worker, WorkerError
 from shared.config import Dtype, ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch, LanguageModel
-from shared.files import write_atomically
+from shared.files import strict_json, write_atomically
 from shared.parameters import parameter_shapes, state_shapes
 from shared.random_bits import normals, uniforms
 from shared.sampling import SamplingRule
@@ -237,6 +236,16 @@ def compare(measured: Arrays, reference: Arrays, dtype: Dtype) -> list[dict[str,
     return rows
 
 
+FAILED: dict[str, Any] = {
+    "max_relative_error": np.inf,
+    "bound": 0.0,
+    "ok": False,
+    "engine": "",
+    "kernel": "",
+    "device": "",
+}
+
+
 def examine(open_worker: Callable[..., Any], options: Check) -> list[dict[str, Any]]:
     """All rows of all implementations, each in its own process."""
     names = chosen(options.impl)
@@ -245,22 +254,29 @@ def examine(open_worker: Callable[..., Any], options: Check) -> list[dict[str, A
     with ExitStack() as stack:
         reference = stack.enter_context(open_worker("reference", Examinee, "numpy", "cpu"))
         workers = {name: stack.enter_context(open_worker(name, Examinee, name, options.device)) for name in names}
-        return [row for cell in cells for row in examine_cell(cell, dtypes, reference, workers)]
+        rows = []
+        for cell in cells:
+            with console.status(f"examining {cell}: {', '.join(workers)}"):
+                rows += examine_cell(cell, dtypes, reference, workers)
+        return rows
 
 
-def examine_cell(
-    cell: str, dtypes: Sequence[Dtype], reference: Any, workers: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """The rows of one cell; the implementations work side by side."""
+def examine_cell(cell: str, dtypes: Sequence[Dtype], reference: Any, workers: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one cell; the implementations work side by side. A worker that fails is not asked again."""
     rows = []
     for number, case in enumerate(cases(cell)):
         reference.start("examine", case, ["float64"], False)
         for name, worker in workers.items():
             worker.start("examine", case, dtypes, name == "numpy" and "float64" in dtypes)
         expected = reference.result()["float64"]
-        for name, worker in workers.items():
+        for name, worker in list(workers.items()):
             who = {"impl": name, "cell": cell, "input": "one-hot" if number else "embedding"}
-            rows += judge(worker.result(), expected, dtypes, who | worker.call("place"))
+            try:
+                rows += judge(worker.result(), expected, dtypes, who | worker.call("place"))
+            except WorkerError as error:
+                failed = FAILED | who | {"quantity": f"failed: {error}"}
+                rows += [failed | {"dtype": dtype} for dtype in dtypes]
+                del workers[name]
     return rows
 
 
@@ -281,7 +297,7 @@ def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     ok = all(row["ok"] for row in rows)
     if options.json:
         report = {"ok": ok, "reference": "numpy float64", "rows": rows}
-        write_atomically(options.json, json.dumps(report, indent=1) + "\n")
+        write_atomically(options.json, strict_json(report))
     return 0 if ok else 1
 
 
@@ -295,6 +311,7 @@ COLUMNS = {
     "sgd": "sgd",
     "adam": "adam",
     "tokens": "tokens",
+    "failed": "ran",
 }
 """Group of quantities -> column of the table."""
 
@@ -306,7 +323,7 @@ def column(row: Mapping[str, Any]) -> str:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A line for each implementation, precision and cell: the worst of each group of quantities."""
-    columns = list(dict.fromkeys(COLUMNS.values()))
+    columns = [name for name in dict.fromkeys(COLUMNS.values()) if any(column(row) == name for row in rows)]
     lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         lines.setdefault((row["impl"], row["cell"], row["dtype"]), []).append(row)
@@ -326,6 +343,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 def worst(rows: list[dict[str, Any]], name: str) -> str:
     """The largest error in a column; an exclamation mark where one is too large."""
     found = [row for row in rows if column(row) == name]
+    if not found:
+        return "-"
     error = max(row["max_relative_error"] for row in found)
     return f"{error:.0e}".replace("0e+00", "0") + ("" if all(row["ok"] for row in found) else "!")
 

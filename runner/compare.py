@@ -1,7 +1,6 @@
 """`compare`: check, train from identical weights on identical batches, sample and time every implementation, each in a
 process of its own; one table, one page. Only one computes at a time where time is taken."""
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +20,11 @@ from runner.console import console, say, show_table
 from runner.environment import available_cores
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.registry import chosen, create_model, versions
-from runner.rundir import new_folder
+from runner.rundir import new_folder, refuse_existing
 from runner.sample import write_texts
 from runner.workers import Worker, WorkerError
 from shared.config import Dtype, SamplingConfig, to_json
-from shared.files import write_atomically
+from shared.files import strict_json, write_atomically
 from shared.parameters import initial_parameters
 
 TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
@@ -145,7 +144,7 @@ def run(options: Compare) -> int:
     started = time.perf_counter()
     names = chosen(options.impl)
     experiment = prepare(options.corpus, options.training)  # before any worker starts: a bad corpus is said once
-    folder = new_folder(options.run_dir, f"compare-{Path(options.corpus.corpus).stem}-{options.model.cell}")
+    refuse_existing(options.run_dir)
     result: dict[str, Any] = describe(options, experiment)
     with ExitStack() as stack:
         field = Field(names, options, stack)
@@ -155,6 +154,7 @@ def run(options: Compare) -> int:
     result["failures"] = field.failures
     result["seconds"] = time.perf_counter() - started
     result["ok"] = verdict(result)
+    folder = new_folder(options.run_dir, f"compare-{Path(options.corpus.corpus).stem}-{options.model.cell}")
     return publish(result, folder, options)
 
 
@@ -176,6 +176,9 @@ def check_cell(field: Field, options: Compare, result: dict[str, Any]) -> None:
     with Worker("reference", check.Examinee, "numpy", "cpu") as reference:
         opened = {"reference": reference, **field.workers}
         result["check"] = check.examine(lambda name, *_: nullcontext(opened[name]), asked)
+    for row in result["check"]:
+        if row["quantity"].startswith("failed") and row["impl"] in field.workers:
+            field.drop(row["impl"], row["quantity"])
 
 
 def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> None:
@@ -319,7 +322,7 @@ def publish(result: dict[str, Any], folder: Path, options: Compare) -> int:
     """The table, the page, the JSON; the exit status."""
     from runner.report import write_comparison
 
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    text = strict_json(result)
     for path in filter(None, (folder / "comparison.json", options.json)):
         write_atomically(path, text)
     page = write_comparison(result, folder)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner.findings import Result, Rows, agreement, headline, problems, relative, side_by_side
@@ -162,7 +162,12 @@ def seen(value: Any) -> Any:
 
 
 FORMS = {"count": ",.0f", "error": ".1e", "bound": ".2g", "loss": ".4f", "fine": ".6f", "short": ".2f", "factor": ".1f"}
-ENVIRONMENT = Environment(loader=PackageLoader("runner"), autoescape=True, undefined=StrictUndefined, finalize=seen)
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=seen,
+)
 ENVIRONMENT.trim_blocks = ENVIRONMENT.lstrip_blocks = True
 ENVIRONMENT.filters |= {name: partial(shown, form) for name, form in FORMS.items()}
 ENVIRONMENT.filters["language"] = language

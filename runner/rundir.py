@@ -69,20 +69,29 @@ class RunDirectory:
         write_atomically(self.path / "samples.txt", "\n\n".join(samples) + "\n")
 
 
+def refuse_existing(wanted: Path | None) -> None:
+    """UserError where a folder that was asked for is there already."""
+    if wanted and wanted.exists():
+        raise exists_already(wanted)
+
+
+def exists_already(path: Path) -> UserError:
+    """The error for a run directory that would have to be overwritten."""
+    return UserError(f"--run-dir {path} exists already and stays as it is; choose another, or go on with --resume.")
+
+
 def new_folder(wanted: Path | None, name: str) -> Path:
     """Make the wanted folder, or runs/<name>, runs/<name>-2, ...; UserError where the wanted one exists."""
-    tries = iter([wanted]) if wanted else numbered(Path("runs") / name)
-    for path in tries:
+    path = wanted or Path("runs") / name
+    for number in itertools.count(2):
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            continue
+            if wanted:
+                raise exists_already(wanted) from None
+            path = path.with_name(f"{name}-{number}")
         except OSError as error:
             raise UserError(f"Cannot make the folder {path}: {error.strerror or error}.") from None
-        return path
-    raise UserError(f"--run-dir {wanted} exists already and stays as it is; choose another, or go on with --resume.")
-
-
-def numbered(path: Path) -> Any:
-    """path, path-2, path-3, ..."""
-    return itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
+        else:
+            break
+    return path

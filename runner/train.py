@@ -99,18 +99,23 @@ class Run:
             for k in range(count)
         ]
         if not steps.finite.all():
-            wrong = progress.step + int(np.argmin(steps.finite)) + 1
-            raise NotFiniteError(
-                f"Step {wrong}: the loss or a gradient is not a finite number; the parameters were left as they were. "
-                f"Lower --learning-rate ({self.options.training.learning_rate:g}) or --clip-norm "
-                f"({self.options.optimizer.clip_norm:g}). The last checkpoint is {self.folder.last}."
-            )
+            raise self.not_finite(progress.step + int(np.argmin(steps.finite)) + 1)
         self.state = steps.state
         self.losses += [float(loss) for loss in steps.losses]
         progress.step += count
         progress.index += count
         progress.seconds += seconds
         self.log(lines)
+
+    def not_finite(self, step: int) -> NotFiniteError:
+        """What went wrong, and what may help."""
+        last = self.folder.last
+        kept = f"The last checkpoint is {last}." if last.exists() else "No checkpoint was written yet."
+        return NotFiniteError(
+            f"Step {step}: the loss or a gradient is not a finite number; the parameters were left as they were. "
+            f"Lower --learning-rate ({self.options.training.learning_rate:g}) or --clip-norm "
+            f"({self.options.optimizer.clip_norm:g}). {kept}"
+        )
 
     def end_epoch(self) -> str:
         """Evaluate, keep the best, decide whether to go on, save; the line to show."""
@@ -126,9 +131,10 @@ class Run:
         progress.reason = self.reason_to_end(training.patience)
         self.save(best=better)
         mark = "best so far" if better else f"no better for {progress.waited}"
-        epoch, trained = progress.step / self.steps_per_epoch, float(np.mean(self.losses))
+        epoch = progress.step / self.steps_per_epoch
+        trained = f"{np.mean(self.losses):.3f}" if self.losses else "-"  # resumed at the very end of an epoch
         self.losses = []
-        return f"epoch {epoch:.4g}  step {progress.step}  training {trained:.3f}, held-out {describe(score)}  ({mark})"
+        return f"epoch {epoch:.4g}  step {progress.step}  training {trained}, held-out {describe(score)}  ({mark})"
 
     def reason_to_end(self, patience: int) -> str:
         """Why the run is over, or nothing."""

@@ -16,8 +16,10 @@ TIMEOUT = 600.0
 """Seconds that one call may take before its worker counts as hung."""
 
 
-class WorkerError(Exception):
+class WorkerError(UserError):
     """A worker failed, died or hung; the message says which and how."""
+
+    exit_status = 1
 
 
 class Worker:

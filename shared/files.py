@@ -1,8 +1,11 @@
 """Files that are either whole or absent."""
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from shared.errors import UserError
 
@@ -26,6 +29,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}. What stood there is unchanged.") from None
+
+
+def strict_json(value: Any) -> str:
+    """JSON text for people and for every parser: what is not a finite number becomes null."""
+    return json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The value with None for infinite and undefined numbers, at any depth."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def current_umask() -> int:
