@@ -111,8 +111,13 @@ class Field:
     def __init__(self, names: list[str], options: Compare, stack: ExitStack) -> None:
         self.failures: list[dict[str, str]] = []
         self.workers: dict[str, Worker] = {}
-        for name in names:
+        self.participants: list[dict[str, Any]] = []
+        for name in names:  # one after the other, since the start of each is timed
             self.workers[name] = stack.enter_context(Worker(name, Participant, name, options))
+            try:
+                self.participants.append(self.workers[name].call("introduce"))
+            except WorkerError as error:
+                self.drop(name, str(error))
 
     def each(self, method: str, *arguments: Any) -> dict[str, Any]:
         """One after the other, so that nothing else runs beside what is timed."""
@@ -147,8 +152,9 @@ def run(options: Compare) -> int:
     refuse_existing(options.run_dir)
     result: dict[str, Any] = describe(options, experiment)
     with ExitStack() as stack:
-        field = Field(names, options, stack)
-        result["participants"] = list(field.together("introduce").values())
+        with console.status(f"starting {', '.join(names)}"):
+            field = Field(names, options, stack)
+        result["participants"] = field.participants
         say(f"{', '.join(field.workers)} on {experiment.corpus.name}: {result['settings']['steps']} steps each", "bold")
         compute(field, options, result)
     result["failures"] = field.failures
@@ -185,13 +191,11 @@ def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> Non
     """The runs whose curves are shown."""
     steps = result["settings"]["steps"]
     runs: dict[str, dict[str, Any]] = {
-        name: {"impl": name, "dtype": "float32", "steps": steps, "losses": [], "held_out": [], "seconds": 0.0}
-        for name in field.workers
+        name: {"impl": name, "dtype": "float32", "steps": steps, "losses": [], "held_out": []} for name in field.workers
     }
     for start, stop in portions(steps, 5):
         for name, part in field.together("train", start, stop).items():
             runs[name]["losses"] += part["losses"]
-            runs[name]["seconds"] += part["seconds"]
         for name, score in field.together("held_out").items():
             runs[name]["held_out"].append({"step": stop, "loss": score["loss"]})
             runs[name] |= score

@@ -17,6 +17,7 @@ from conftest import REQUIRED
 
 from runner import check
 from runner.check import Examinee, cases, compare
+from runner.workers import WorkerError
 
 ROOT = Path(__file__).parents[2]
 
@@ -221,3 +222,21 @@ def test_equal_arrays_are_equal_and_others_are_not():
         rows = compare({**expected, "loss": np.array(wrong)}, expected, "float64")
         assert [row["ok"] for row in rows] == [False, True]
     assert not compare({**expected, "tokens: greedy": np.array([1.0])}, expected, "float64")[1]["ok"]
+
+
+def test_an_implementation_that_breaks_down_is_a_failed_row(monkeypatch, capsys, impl):
+    from runner.cli import Check
+
+    class Broken(Inline):
+        def result(self):
+            if self.name != "reference":
+                raise WorkerError(f"{self.name}: the worker died (signal SIGKILL)")
+            return super().result()
+
+        def __init__(self, name, factory, *arguments):
+            super().__init__(name, factory, *arguments)
+            self.name = name
+
+    monkeypatch.setattr(Examinee, "finite_differences", lambda self, case: 1e-12)
+    assert check.run(Check(impl=impl, cell="rnn", dtype="float64"), Broken) == 1
+    assert "SIGKILL" in capsys.readouterr().out
