@@ -5,7 +5,7 @@ rows end at different steps, some start anew, clipping bites in some steps only,
 its place to matter.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -86,13 +86,17 @@ class Examinee:
 
     def measure(self, case: Case, dtype: Dtype) -> dict[str, np.ndarray]:
         """Every quantity by name; "<group>: <tensor>"."""
+        return {name: value for part in self.parts(case, dtype) for name, value in part.items()}
+
+    def parts(self, case: Case, dtype: Dtype) -> Iterator[dict[str, np.ndarray]]:
+        """The quantities part by part, each computed when it is asked for."""
         runtime = RuntimeConfig(device=self._device, dtype=dtype)
         first = self._create(case, runtime, OPTIMIZERS[0])
         self._place = {"engine": first.engine, "kernel": first.kernel, "device": first.device}
-        measured = forward(first, case) | gradients(first, case) | tokens(first, case) | traced(first, case)
+        for part in (forward, gradients, tokens, traced):
+            yield numbers_of(part(first, case))
         for optimizer in OPTIMIZERS:
-            measured |= training(self._create(case, runtime, optimizer), case, optimizer)
-        return {name: np.asarray(value, np.float64) for name, value in measured.items()}
+            yield numbers_of(training(self._create(case, runtime, optimizer), case, optimizer))
 
     def place(self) -> dict[str, str]:
         """Engine, kernel and device of the last case."""
@@ -108,6 +112,11 @@ class Examinee:
         model = create_model(self._impl, case.model, options, V, runtime)
         model.load_parameters(case.parameters)
         return model
+
+
+def numbers_of(measured: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Everything as float64 arrays, which hold float32 and tokens exactly."""
+    return {name: np.asarray(value, np.float64) for name, value in measured.items()}
 
 
 def forward(model: LanguageModel, case: Case) -> dict[str, Any]:

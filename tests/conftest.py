@@ -1,15 +1,18 @@
 """Which implementations must be here, and an environment that disturbs nobody: one thread, quiet, no GPU."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from runner import environment
-from runner.registry import IMPLEMENTATIONS, installed
 from shared.config import RuntimeConfig
 
-environment.prepare(RuntimeConfig(device="cpu", threads=1))
+# Before NumPy loads; `pytest -m gpu` leaves GPUs visible.
+environment.prepare(RuntimeConfig(device="auto" if "gpu" in sys.argv else "cpu", threads=1))
+
+from runner.registry import IMPLEMENTATIONS, installed  # noqa: E402
 
 REQUIRED = tuple(name for name in os.environ.get("ROSETTA_IMPLEMENTATIONS", "").split(",") if name) or tuple(
     installed()

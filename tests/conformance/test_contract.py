@@ -197,9 +197,11 @@ def test_generated_text_is_what_the_logits_say(impl):
     written = model.generate(prompt, lengths, np.zeros((3, 7)), SamplingRule(temperature=0.0))
     assert written.dtype == np.int32
     for row, length in enumerate(lengths):
-        text = [*prompt[row, :length], *written[row]]
-        logits, _ = model.logits(np.array([text], np.int32), model.initial_state(1))
-        assert list(logits[0].argmax(-1)[length - 1 : -1]) == list(written[row])
+        text, state, greedy = [*prompt[row, :length], *written[row]], model.initial_state(1), []
+        for token in text:
+            logits, state = model.logits(np.array([[token]], np.int32), state)
+            greedy.append(int(logits[0, 0].argmax()))
+        assert greedy[length - 1 : -1] == list(written[row])
 
 
 def test_sampling_follows_the_rule(impl):
@@ -208,12 +210,12 @@ def test_sampling_follows_the_rule(impl):
     prompt, lengths, uniforms = np.array([[1]], np.int32), np.array([1], np.int32), sampling_uniforms(9, 1, 30)
     rule = SamplingRule(temperature=1.7, top_k=5, top_p=0.7)
     written = model.generate(prompt, lengths, uniforms, rule)[0]
-    text = [1]
-    for token, uniform in zip(written, uniforms[0], strict=True):
-        logits, _ = model.logits(np.array([text], np.int32), model.initial_state(1))
-        assert token == draw(logits[0, -1] / rule.temperature, uniform, rule.top_k, rule.top_p)
-        text.append(int(token))
-    assert len(set(text)) > 2
+    token, state = 1, model.initial_state(1)
+    for following, uniform in zip(written, uniforms[0], strict=True):
+        logits, state = model.logits(np.array([[token]], np.int32), state)
+        assert following == draw(logits[0, 0] / rule.temperature, uniform, rule.top_k, rule.top_p)
+        token = following
+    assert len(set(written)) > 2
 
 
 def draw(scores, uniform, top_k, top_p):
