@@ -21,12 +21,12 @@ def mean_nats_backward(logits: Array, targets: Array, mask: Array) -> Array:
     """Gradient of mean_nats at the logits: (softmax - one-hot) / tokens where unmasked, else 0."""
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     d_logits = exponentials / exponentials.sum(-1, keepdims=True)
-    picked = np.take_along_axis(d_logits, targets[..., None], axis=-1)
-    np.put_along_axis(d_logits, targets[..., None], picked - 1, axis=-1)
+    rows = d_logits.reshape(targets.size, -1)
+    rows[np.arange(targets.size, like=rows), targets.reshape(-1)] -= 1
     return d_logits * (mask / mask.sum(dtype=logits.dtype))[..., None].astype(logits.dtype)
 
 
 def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:
     """Summed nats in float64, unmasked tokens, hits."""
-    nats = token_nats(logits, targets).sum(dtype=np.float64, where=mask)
+    nats = (token_nats(logits, targets) * mask).sum(dtype=np.float64)
     return nats, mask.sum(), ((logits.argmax(-1) == targets) & mask).sum()

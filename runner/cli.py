@@ -1,6 +1,7 @@
 """The command line: what each command takes. Parsed before NumPy or a framework loads, so nothing heavy is imported
 here; options that decide an experiment live in shared.config, and tyro turns the dataclasses into flags."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from shared.config import (
     RuntimeConfig,
     SamplingConfig,
     TrainingConfig,
+    to_json,
 )
 
 DTYPE_HELP = "Precisions to check: float64 proves the mathematics, float32 the rounding."
@@ -163,3 +165,21 @@ def parse(arguments: list[str], default: Train | None = None) -> Options:
         COMMANDS, prog="python -m runner", description=DESCRIPTION, args=arguments, config=config
     )
     raise AssertionError("unreachable: every command was handled above, and anything else exits")
+
+
+def command_line(command: str, options: Train | Compare, default: Train | Compare) -> str:
+    """The command that does it again: what differs from the defaults, quoted for a shell."""
+    words = ["python -m runner", command]
+    for part in ("model", "training", "optimizer", "corpus", "runtime"):
+        given, usual = to_json(getattr(options, part)), to_json(getattr(default, part))
+        words += [flag(name, value) for name, value in given.items() if value != usual[name]]
+    return " ".join(words)
+
+
+def flag(name: str, value: Any) -> str:
+    """One option as it is typed."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{option}", *(shlex.quote(str(each)) for each in values)])

@@ -3,9 +3,7 @@ process of its own; one table, one page. Only one computes at a time where time 
 
 import platform
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -15,133 +13,31 @@ import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from runner import check
-from runner.cli import Check, Compare
+from runner.cli import Check, Compare, command_line
 from runner.console import console, say, show_table
 from runner.environment import available_cores
-from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
-from runner.registry import chosen, create_model, versions
+from runner.examination import Examinee
+from runner.experiment import Experiment, prepare, stack_size
+from runner.participants import SAMPLE_LENGTH, Field
+from runner.registry import chosen
 from runner.rundir import new_folder, refuse_existing
-from runner.sample import write_texts
-from runner.workers import Worker, WorkerError
-from shared.config import Dtype, SamplingConfig, to_json
+from runner.sample import TEMPERATURES
+from runner.workers import Worker
+from shared.config import to_json
 from shared.files import strict_json, write_atomically
-from shared.parameters import initial_parameters
 
-TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
 ROUNDS = 7
-SAMPLE_LENGTH = 240
 HELD_OUT_BOUND = 1e-3  # relative spread of the held-out losses of the float32 runs
 GROWTH_BOUND = 1e-10  # relative difference of the parameters of the float64 runs
 SAME_WORK = 1e-4  # relative spread of the losses of the first five steps, beside every time
 
 
-class Participant(check.Examinee):
-    """One implementation in its own process."""
-
-    def __init__(self, impl: str, options: Compare) -> None:
-        started = time.perf_counter()
-        super().__init__(impl, options.runtime.device)
-        self._options = options
-        self._experiment: Experiment = prepare(options.corpus, options.training)
-        prepared = time.perf_counter()
-        self.begin("float32")
-        self._seconds = {"corpus_seconds": prepared - started, "import_seconds": time.perf_counter() - prepared}
-        self._warm_up()
-
-    def begin(self, dtype: Dtype) -> None:
-        """A new model from the common initial weights."""
-        options, symbols = self._options, len(self._experiment.vocabulary)
-        runtime = replace(options.runtime, dtype=dtype)
-        self._model = create_model(self._impl, options.model, options.optimizer, symbols, runtime)
-        self._model.load_parameters(initial_parameters(options.model, symbols, options.training.seed))
-        self._state = self._model.initial_state(options.training.batch_size)
-        self._size = stack_size(options.model, self._experiment, options.training, self._model.device)
-        self._place = {"engine": self._model.engine, "kernel": self._model.kernel, "device": self._model.device}
-
-    def _warm_up(self) -> None:
-        """The first call, which compiles; then everything anew."""
-        started = time.perf_counter()
-        self.train(0, min(self._size, len(self._experiment.training)))
-        self._seconds["first_call_seconds"] = time.perf_counter() - started
-        self.begin("float32")
-
-    def introduce(self) -> dict[str, Any]:
-        """Who this is, and how long it took to be ready."""
-        return {"impl": self._impl, **self._place, "versions": versions(self._impl), **self._seconds}
-
-    def train(self, start: int, stop: int) -> dict[str, Any]:
-        """Steps start..stop of the run -> losses, seconds; the rest of a stack waits for the next call."""
-        losses: list[float] = []
-        started, tokens = time.perf_counter(), 0
-        for stacked in self._stacks(start, stop):
-            rates = np.full(len(stacked.tokens), self._options.training.learning_rate)
-            steps = self._model.train_steps(stacked, self._state, rates)
-            self._state = steps.state
-            losses += [float(loss) for loss in steps.losses]
-            tokens += int(stacked.mask.sum())
-        return {"losses": losses, "seconds": time.perf_counter() - started, "tokens": tokens}
-
-    def held_out(self) -> dict[str, float]:
-        score = evaluate(self._model, self._experiment, self._size)
-        names = ("loss", "perplexity", "bits_per_character")
-        return {name: getattr(score, name) for name in names}
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        return self._model.dump_parameters()
-
-    def sample(self, temperature: float) -> tuple[str, float]:
-        """A text, and the seconds that it took."""
-        sampling = SamplingConfig(self._options.prompt, temperature, length=SAMPLE_LENGTH)
-        started = time.perf_counter()
-        text = write_texts(self._model, self._experiment.vocabulary, [self._options.prompt], sampling)[0]
-        return text, time.perf_counter() - started
-
-    def _stacks(self, start: int, stop: int) -> Iterator[Any]:
-        every = len(self._experiment.training)
-        while start < stop:
-            epoch, index = divmod(start, every)
-            end = min(every, index + stop - start)
-            yield from stacks(self._experiment.training, epoch, index, end, self._size)
-            start += end - index
-
-
-class Field:
-    """The workers that still run; one that fails is named and left out, the others go on."""
-
-    def __init__(self, names: list[str], options: Compare, stack: ExitStack) -> None:
-        self.failures: list[dict[str, str]] = []
-        self.workers: dict[str, Worker] = {}
-        self.participants: list[dict[str, Any]] = []
-        for name in names:  # one after the other, since the start of each is timed
-            self.workers[name] = stack.enter_context(Worker(name, Participant, name, options))
-            try:
-                self.participants.append(self.workers[name].call("introduce"))
-            except WorkerError as error:
-                self.drop(name, str(error))
-
-    def each(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """One after the other, so that nothing else runs beside what is timed."""
-        return self.gather(lambda worker: worker.call(method, *arguments))
-
-    def together(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """Side by side."""
-        self.gather(lambda worker: worker.start(method, *arguments))
-        return self.gather(lambda worker: worker.result())
-
-    def gather(self, call: Callable[[Worker], Any]) -> dict[str, Any]:
-        """A call for each worker, and what it returned."""
-        answers = {}
-        for name, worker in list(self.workers.items()):
-            try:
-                answers[name] = call(worker)
-            except WorkerError as error:
-                self.drop(name, str(error))
-        return answers
-
-    def drop(self, name: str, what: str) -> None:
-        self.failures.append({"impl": name, "what": what})
-        self.workers.pop(name).close()
-        say(f"{what}; going on without it", "red")
+NOTHING: dict[str, Any] = {
+    **{name: [] for name in ("participants", "check", "training", "growth", "timing", "samples", "failures")},
+    "agreement": {"held_out_spread": np.inf, "held_out_bound": HELD_OUT_BOUND, "ok": False},
+    "samples_identical": False,
+}
+"""The result before anything ran, which is also the result where nothing could."""
 
 
 def run(options: Compare) -> int:
@@ -169,6 +65,8 @@ def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for title, part in PARTS.items():
+            if not field.workers:
+                return
             started = time.perf_counter()
             task = bar.add_task(title, total=None)
             part(field, options, result)
@@ -179,7 +77,7 @@ def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
 def check_cell(field: Field, options: Compare, result: dict[str, Any]) -> None:
     """The examination of `check`, for the cell that is compared."""
     asked = Check(impl=",".join(field.workers), cell=options.model.cell, dtype="float64")
-    with Worker("reference", check.Examinee, "numpy", "cpu") as reference:
+    with Worker("reference", Examinee, "numpy", "cpu") as reference:
         opened = {"reference": reference, **field.workers}
         result["check"] = check.examine(lambda name, *_: nullcontext(opened[name]), asked)
     for row in result["check"]:
@@ -294,7 +192,7 @@ def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
     size = stack_size(options.model, experiment, options.training, "cpu")
     extra = {"steps": min(every, options.training.max_steps or every), "stack": min(size, len(experiment.training))}
     return {
-        "command": command_line(options),
+        "command": command_line(f"compare --impl {options.impl}", options, Compare()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -304,16 +202,8 @@ def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
         },
         "settings": settings | extra,
         "corpus": experiment.facts(),
+        **NOTHING,
     }
-
-
-def command_line(options: Compare) -> str:
-    """The command that does it again: what differs from the defaults."""
-    words = ["python -m runner compare"] + ([f"--impl {options.impl}"] if options.impl != "all" else [])
-    for name in ("model", "training", "optimizer", "corpus", "runtime"):
-        given, default = to_json(getattr(options, name)), to_json(getattr(Compare(), name))
-        words += [f"--{key.replace('_', '-')} {value}" for key, value in given.items() if value != default[key]]
-    return " ".join(words)
 
 
 def verdict(result: dict[str, Any]) -> bool:

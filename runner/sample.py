@@ -15,6 +15,9 @@ from shared.errors import CheckpointError, ConfigError
 from shared.sampling import sampling_rule, sampling_uniforms
 from shared.vocabulary import Vocabulary
 
+TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
+"""At which runs and comparisons are sampled."""
+
 
 def run(options: Sample) -> int:
     """Print the texts."""

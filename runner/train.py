@@ -9,22 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from runner.cli import Train
+from runner.cli import Train, command_line
 from runner.console import console, say
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.interruption import Interruption, interruption
 from runner.progress import training_progress
 from runner.registry import create_model, versions
 from runner.rundir import RunDirectory
-from runner.sample import prompt_tokens, write_texts
+from runner.sample import TEMPERATURES, prompt_tokens, write_texts
 from shared.checkpoint import Checkpoint
 from shared.config import SamplingConfig, to_json
 from shared.contract import LanguageModel, TrainingSteps
 from shared.errors import NotFiniteError
 from shared.evaluation import Score
 from shared.parameters import initial_parameters
-
-TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
 
 
 @dataclass
@@ -219,7 +217,7 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
     settings = {name: to_json(getattr(options, name)) for name in ("model", "optimizer", "training")}
     place = {"engine": model.engine, "kernel": model.kernel, "device": model.device, "dtype": options.runtime.dtype}
     return {
-        "command": command_line(options),
+        "command": command_line("--impl " + options.impl, options, Train()),
         "impl": options.impl,
         **place,
         "threads": options.runtime.threads,
@@ -228,15 +226,6 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         **settings,
         "sampling": {"prompt": options.prompt, "length": options.length},
     }
-
-
-def command_line(options: Train) -> str:
-    """The command that does it again: what differs from the defaults."""
-    words = ["python -m runner", f"--impl {options.impl}"]
-    for name in ("model", "training", "optimizer", "corpus", "runtime"):
-        chosen, default = to_json(getattr(options, name)), to_json(getattr(Train(), name))
-        words += [f"--{key.replace('_', '-')} {value}" for key, value in chosen.items() if value != default[key]]
-    return " ".join(words)
 
 
 def finish(run_: Run) -> None:

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from runner.check import CELLS, Examinee, cases, compare
+from runner.examination import CELLS, Examinee, cases, compare
 
 
 @cache

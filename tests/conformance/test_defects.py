@@ -16,7 +16,7 @@ import pytest
 from conftest import REQUIRED
 
 from runner import check
-from runner.check import Examinee, cases, compare
+from runner.examination import Examinee, cases, compare
 from runner.workers import WorkerError
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REQUIRED
 
-from runner.compare import Field
+from runner.participants import Field
 from runner.workers import Worker, WorkerError
 from shared.errors import UserError
 
