@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from runner import check
 from runner.cli import Check, Compare, command_line
 from runner.console import console, say, show_table
-from runner.environment import available_cores
+from runner.environment import available_cores, in_force, processor
 from runner.examination import Examinee
 from runner.experiment import Experiment, prepare, stack_size
 from runner.participants import SAMPLE_LENGTH, Field
@@ -195,10 +195,11 @@ def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
         "command": command_line(f"compare --impl {options.impl}", options, Compare()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
             "cores": available_cores(),
             "system": platform.platform(terse=True),
             "python": platform.python_version(),
+            "settings": " ".join(f"{name}={value}" for name, value in in_force().items()),
         },
         "settings": settings | extra,
         "corpus": experiment.facts(),

@@ -1,13 +1,12 @@
 """`doctor`: what is installed, what it can use, what is missing and how to get it."""
 
-import os
 import platform
 from contextlib import closing
 
 from runner import VERSION
 from runner.cli import Doctor
 from runner.console import say, show_table
-from runner.environment import available_cores, settings
+from runner.environment import available_cores, in_force
 from runner.registry import IMPLEMENTATIONS, create_model, installed, versions
 from runner.workers import Worker, WorkerError
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -29,7 +28,7 @@ def run(options: Doctor) -> int:
     """Print the findings; 1 where an installed implementation does not run."""
     python = platform.python_version()
     say(f"rosetta-rnn {VERSION}, Python {python}, {platform.platform(terse=True)}", "bold")
-    chosen = (f"{name}={os.environ.get(name)}" for name in settings(RuntimeConfig()))
+    chosen = (f"{name}={value}" for name, value in in_force().items())
     say(f"{available_cores()} cores; {', '.join(chosen)}")
     present = installed()
     rows = [examine(name) if name in present else missing(name) for name in IMPLEMENTATIONS]

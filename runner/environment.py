@@ -5,6 +5,8 @@ spinning threads starve a machine that is shared.
 """
 
 import os
+import platform
+from pathlib import Path
 
 from shared.config import RuntimeConfig
 
@@ -12,6 +14,20 @@ from shared.config import RuntimeConfig
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def in_force() -> dict[str, str]:
+    """The settings that this process runs with, whoever made them."""
+    return {name: os.environ.get(name, "") for name in settings(RuntimeConfig())}
 
 
 def prepare(runtime: RuntimeConfig, workers: int = 1) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from runner.cli import Train, command_line
 from runner.console import console, say
+from runner.environment import in_force
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.interruption import Interruption, interruption
 from runner.progress import training_progress
@@ -221,6 +222,7 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         "impl": options.impl,
         **place,
         "threads": options.runtime.threads,
+        "environment": in_force(),
         "versions": versions(options.impl),
         "corpus": facts | to_json(options.corpus),
         **settings,
