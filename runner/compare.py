@@ -255,6 +255,9 @@ def show(result: dict[str, Any]) -> None:
     show_table(title, columns, rows, range(1, 7))
     agreement = result["agreement"]
     say(f"held-out losses lie within {agreement['held_out_spread']:.1e} of each other (at most {HELD_OUT_BOUND:g})")
+    for row in result["growth"][1:]:
+        steps = ", ".join(f"{point['max_relative_difference']:.0e} at {point['step']}" for point in row["points"])
+        say(f"{row['impl']}: parameters in float64 differ from {result['growth'][0]['impl']}'s by {steps}")
     say(f"texts sampled in float64: {'identical in all' if result['samples_identical'] else 'DIFFERENT'}")
     say("all agree" if result["ok"] else "NOT all agree: see the page", "bold green" if result["ok"] else "bold red")
 

@@ -19,7 +19,9 @@ def run(options: Corpora) -> int:
     characters = Counter(character for text in corpus.texts for character in text)
     kind = f"{len(corpus.texts):,} poems" if corpus.poems else "one text"
     say(f"{corpus.name}: {kind}, {characters.total():,} characters, {len(characters):,} different", "bold")
-    say(f"from {corpus.source} (reader: {corpus.reader}); sha256 {corpus.sha256}: verified")
+    known = REGISTRY.get(corpus.name)
+    verified = ", every file verified" if known and all(file.sha256 for file in known.files) else ""
+    say(f"from {corpus.source} (reader: {corpus.reader}); sha256 {corpus.sha256}{verified}")
     say(f"licence: {corpus.licence}")
     if options.action == "show":
         say("most frequent: " + " ".join(f"{character!r} {count}" for character, count in characters.most_common(12)))

@@ -89,7 +89,7 @@ class Run:
         """Take over the state, log each step, and stop where numbers went wrong."""
         progress, count = self.progress, len(steps.losses)
         lines = [
-            metric(progress.step + k + 1, progress.epoch, "train", float(steps.losses[k]))
+            metric(progress.step + k + 1, progress.epoch + 1, "train", float(steps.losses[k]))
             | {
                 "learning_rate": self.options.training.learning_rate,
                 "gradient_norm": float(steps.gradient_norms[k]),
@@ -120,7 +120,7 @@ class Run:
         """Evaluate, keep the best, decide whether to go on, save; the line to show."""
         progress, training = self.progress, self.options.training
         score = evaluate(self.model, self.experiment, self.size)
-        self.log([metric(progress.step, progress.epoch, "held-out", score.loss, score.bits_per_character)])
+        self.log([metric(progress.step, progress.epoch + 1, "held-out", score.loss, score.bits_per_character)])
         better = score.loss < progress.best_loss
         progress.waited = 0 if better else progress.waited + 1
         if better:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.checkpoint import load_checkpoint
+from shared.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--hidden-size", "12", "--embedding-size", "6", "--batch-size", "8", "--seq-length", "16", "--device", "cpu"]
@@ -214,6 +214,36 @@ def test_checkpoints_that_are_none(trained, tmp_path):
         assert shown.startswith("error: ")
         assert str(path) in shown
         assert path.read_bytes() == content
+
+
+def test_a_checkpoint_of_other_sizes(trained, tmp_path):
+    folder, _ = trained
+    checkpoint = load_checkpoint(folder / "run/best.safetensors")
+    checkpoint.parameters["decoder.bias"] = np.zeros(3, np.float32)
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(path, checkpoint)
+    shown = run("sample", "--checkpoint", path, folder=tmp_path, status=2)
+    assert "decoder.bias has shape [3]" in shown
+
+
+def test_a_corpus_with_another_hash(tmp_path):
+    (tmp_path / "time-machine").mkdir()
+    copy = tmp_path / "time-machine/timemachine.txt"
+    copy.write_text("something else\n" * 100, "utf-8")
+    shown = run("--corpus", "time-machine", "--data-dir", ".", "--run-dir", "run", folder=tmp_path, status=2)
+    assert "sha256" in shown
+    assert str(copy.name) in shown
+    assert copy.read_text("utf-8") == "something else\n" * 100
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_go_wrong_stop_the_run(tmp_path):
+    """A checkpoint before the trouble stays as it was; exit status 1."""
+    (tmp_path / "x.txt").write_text("abcabc abd\n" * 200, "utf-8")
+    wild = ["--optimizer", "sgd", "--clip-norm", 0, "--learning-rate", "1e38", "--cell", "rnn"]
+    shown = run("--corpus", "x.txt", "--run-dir", "run", *wild, *SMALL, folder=tmp_path, status=1)
+    assert "not a finite number" in shown
+    assert "--learning-rate" in shown
 
 
 def test_a_missing_framework_says_which_extra(tmp_path):
