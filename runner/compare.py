@@ -98,6 +98,8 @@ def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> Non
             runs[name]["held_out"].append({"step": stop, "loss": score["loss"]})
             runs[name] |= score
     result["training"] = [run_ for name, run_ in runs.items() if name in field.workers]
+    if not result["training"]:
+        return
     losses = [run_["loss"] for run_ in result["training"]]
     spread = (max(losses) - min(losses)) / min(losses)
     result["agreement"] = {"held_out_spread": spread, "held_out_bound": HELD_OUT_BOUND, "ok": spread <= HELD_OUT_BOUND}
@@ -136,7 +138,7 @@ def train_float64(field: Field, options: Compare, result: dict[str, Any]) -> Non
     for start, stop in portions(result["settings"]["steps"], 5):
         field.together("train", start, stop)
         found = field.together("parameters")
-        first = next(iter(found.values()))
+        first: dict[str, np.ndarray] = next(iter(found.values()), {})
         for name, values in found.items():
             growth.setdefault(name, []).append({"step": stop, "max_relative_difference": distance(values, first)})
     result["growth"] = [

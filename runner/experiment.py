@@ -1,7 +1,9 @@
 """From options to what every command needs: the corpus, its vocabulary, its batches, and a model with its weights."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,8 @@ HALF_A_SECOND = {"cpu": 8e9, "cuda": 8e11}
 """Floating-point operations of about half a second: a stack holds no more, so that progress and Ctrl-C do not lag."""
 
 
-class Experiment(NamedTuple):
+@dataclass(frozen=True)
+class Experiment:
     """A corpus, ready to be learned."""
 
     corpus: Corpus
@@ -26,7 +29,7 @@ class Experiment(NamedTuple):
     training: Batches
     held_out: Batches
 
-    @property
+    @cached_property
     def unigram_loss(self) -> float:
         """Nats per held-out token of the model that knows only how often each token occurs."""
         seen, unseen = (np.concatenate(list(targets(each))) for each in (self.training, self.held_out))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REQUIRED
 
+from runner.compare import train_float32, train_float64
 from runner.participants import Field
 from runner.workers import Worker, WorkerError
 from shared.errors import UserError
@@ -158,3 +159,15 @@ def test_the_others_go_on_when_one_dies():
     assert [failure["impl"] for failure in field.failures] == ["two"]
     for worker in field.workers.values():
         worker.close()
+
+
+@pytest.mark.parametrize("part", [train_float32, train_float64])
+def test_a_part_survives_the_death_of_all(part):
+    field = Field.__new__(Field)
+    field.failures, field.workers = [], {"one": Worker("one", Fragile)}
+    field.workers["one"].call("answer")
+    os.kill(field.workers["one"]._process.pid, signal.SIGKILL)
+    result = {"settings": {"steps": 10}}
+    part(field, None, result)
+    assert not any(result.get(name) for name in ("training", "growth"))
+    assert [failure["impl"] for failure in field.failures] == ["one"]
