@@ -23,7 +23,12 @@ class Device(NamedTuple):
 
 
 def open_device(runtime: RuntimeConfig) -> Device:
-    """The device that the user asked for; ImplementationError where there is none."""
+    """The device that the user asked for; ImplementationError where there is none, or no such precision."""
+    if runtime.dtype not in ("float32", "float64"):
+        raise ImplementationError(
+            f"NumPy computes in float32 and float64, not in {runtime.dtype}, for which it has no products. "
+            "Use --dtype float32, or --impl torch, jax or tf."
+        )
     kind, _, index = runtime.device.partition(":")
     if kind != "cpu":
         try:
@@ -64,6 +69,11 @@ def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)) without overflow, and exact in the tails; NumPy has none."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def product(left: Array, right: Array) -> Array:
+    """Outer products summed over time and batch: [T, B, M], [T, B, N] -> [M, N]."""
+    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
 
 
 def add_rows(table: Array, rows: Array, values: Array) -> None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from impl_numpy.arrays import Array, sigmoid
+from impl_numpy.arrays import Array, product, sigmoid
 
 
 class LSTMState(NamedTuple):
@@ -50,3 +50,10 @@ def lstm_step_backward(
     d_o = d_after.hidden * tanh_cell * o * (1 - o)
     d_sum = np.concatenate([d_i, d_f, d_g, d_o], axis=-1)
     return d_sum, d_sum, LSTMState(d_sum @ weights.weight_hh, d_cell * f)
+
+
+def lstm_weights_backward(
+    d_projected: Array, d_recurrent: Array, before: LSTMState, after: LSTMState, gates: LSTMGates
+) -> dict[str, Array]:
+    """Gradients of the recurrent weights, from all steps [T, B, ...] in one product."""
+    return {"weight_hh": product(d_recurrent, before.hidden)}

@@ -1,26 +1,28 @@
 """The LanguageModel in NumPy; the rules are in shared.contract."""
 
-from typing import Any
-
 import numpy as np
 
-from impl_numpy.arrays import Array, add_rows, kernel, open_device, to_array, to_numpy
+from impl_numpy.arrays import Array, kernel, open_device, product, to_array, to_numpy
+from impl_numpy.dropout import Dropout
+from impl_numpy.embedding import embed, embed_backward
 from impl_numpy.generate import generate
-from impl_numpy.loss import mean_nats, mean_nats_backward, score
-from impl_numpy.optimizer import clip_by_global_norm, global_norm, init_slots, update
-from impl_numpy.unroll import CELLS, Record, layer_weights, product, unroll_backward, unroll_layers
+from impl_numpy.loss import mean_nats, mean_nats_backward, predictions, predictions_backward, score
+from impl_numpy.native import require_native
+from impl_numpy.optimizer import clip, global_norm, init_slots, update
+from impl_numpy.unroll import Layer, cell_of, unroll_layers, unroll_layers_backward
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
-from shared.optimizers import slot_shapes
+from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
+from shared.random_bits import dropout_keys
 from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime)
+    return Model(model, optimizer, vocabulary_size, runtime, seed)
 
 
 class Model:
@@ -29,18 +31,22 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, CELLS[model.cell]
+        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
+        if runtime.engine == "native":
+            require_native(model, self._place)
         self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        self._dropout_keys = tuple(dropout_keys(seed, layer) for layer in range(model.num_layers))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
     def load_parameters(self, parameters: Arrays) -> None:
         check_arrays("The parameters", parameters, self._shapes)
         self._parameters = {name: self._array(parameters[name]) for name in self._shapes}
-        self._slots, self._step = init_slots(self._optimizer, self._parameters), 0
+        self.reset_optimizer()
 
     def dump_parameters(self) -> dict[str, np.ndarray]:
         return {name: to_numpy(value) for name, value in self._parameters.items()}
@@ -52,6 +58,9 @@ class Model:
 
     def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
         return {name: to_numpy(value) for name, value in self._slots.items()}, self._step
+
+    def reset_optimizer(self) -> None:
+        self._slots, self._step = init_slots(self._optimizer, self._parameters), 0
 
     def initial_state(self, batch_size: int) -> State:
         shapes = state_shapes(self._model, batch_size)
@@ -67,11 +76,13 @@ class Model:
         return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
 
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        logits, state, _ = self._forward(self._array(tokens).T, state, record=False)
-        return to_numpy(logits.swapaxes(0, 1)), state
+        outputs, state, _ = self._outputs(self._array(tokens).T, state)
+        if self._model.many_to_one:
+            return to_numpy(self._decode(outputs[-1])), state
+        return to_numpy(self._decode(outputs).swapaxes(0, 1)), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        loss, gradients, d_state, state = self._gradients(Batch(*map(self._array, batch)), state)
+        loss, gradients, d_state, state = self._gradients(Batch(*map(self._array, batch)), state, self._dropout(step))
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
@@ -90,19 +101,23 @@ class Model:
         sums = np.zeros(3)
         for k in range(len(batches.tokens)):
             batch = at(stacked, k)
-            logits, state, _ = self._forward(batch.tokens.T, zero_rows(state, batch.reset), record=False)
-            sums += [float(each) for each in score(logits, batch.targets.T, batch.mask.T)]
+            outputs, state, _ = self._outputs(batch.tokens.T, zero_rows(state, batch.reset))
+            outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
+            sums += [float(each) for each in score(self._decode(outputs), targets, mask)]
         return Evaluation(float(sums[0]), int(sums[1]), int(sums[2]), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
-        tokens, _, _, reset = map(self._array, batch)
-        logits, _, records = self._forward(tokens.T, zero_rows(state, reset), record=True)
+        on_device = Batch(*map(self._array, batch))
+        before = zero_rows(state, on_device.reset)
+        outputs, _, layers = self._outputs(on_device.tokens.T, before, record=True)
+        logits = self._decode(predictions(outputs, on_device, self._model.many_to_one)[0])
         traced = {
-            f"{field}_l{k}": value.swapaxes(0, 1)
-            for k, record in enumerate(records)
-            for field, value in {**record.gates._asdict(), **record.states._asdict()}.items()
+            f"{field}_l{k}": to_numpy(value.swapaxes(0, 1))
+            for k, layer in enumerate(layers)
+            if layer.record
+            for field, value in {**layer.record.gates._asdict(), **layer.record.states._asdict()}.items()
         }
-        return {name: to_numpy(value) for name, value in {**traced, "logits": logits.swapaxes(0, 1)}.items()}
+        return traced | {"logits": to_numpy(logits[0] if self._model.many_to_one else logits.swapaxes(0, 1))}
 
     def generate(
         self,
@@ -124,58 +139,56 @@ class Model:
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
 
-    def _inputs(self, tokens: Array) -> Array:
-        embedding = self._parameters.get("embedding.weight")
-        return tokens if embedding is None else embedding[tokens]
+    def _dropout(self, step: int | None) -> Dropout | None:
+        """What the masks of a step depend on; None where nothing is dropped."""
+        rate = self._model.dropout
+        return Dropout(rate, self._dropout_keys, step) if rate and step is not None else None
 
-    def _weights(self) -> list[Any]:
-        return [layer_weights(self._cell, self._parameters, k) for k in range(self._model.num_layers)]
+    def _decode(self, outputs: Array) -> Array:
+        """Outputs [..., H] -> logits [..., V]."""
+        return outputs @ self._decoder().T + self._parameters["decoder.bias"]
 
-    def _forward(self, tokens: Array, state: State, record: bool) -> tuple[Array, State, list[Record]]:
-        """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
-        outputs, state, records = unroll_layers(self._cell, self._inputs(tokens), state, self._weights(), record)
-        return outputs @ self._parameters["decoder.weight"].T + self._parameters["decoder.bias"], state, records
+    def _decoder(self) -> Array:
+        """[V, H]; tied weights: the embedding."""
+        return self._parameters["embedding.weight" if self._model.tied_weights else "decoder.weight"]
+
+    def _outputs(
+        self, tokens: Array, state: State, dropout: Dropout | None = None, record: bool = False
+    ) -> tuple[Array, State, list[Layer]]:
+        """tokens [T, B] -> outputs of the top layer [T, B, H], state, what happened in each layer."""
+        vectors = embed(tokens, self._parameters, self._model.embedding_activation)
+        return unroll_layers(self._model, self._parameters, vectors, state, dropout, record)
 
     def _advance(self, tokens: Array, state: State) -> tuple[Array, State]:
         """tokens [B] -> logits [B, V], state."""
-        logits, state, _ = self._forward(tokens[None], state, record=False)
-        return logits[0], state
+        outputs, state, _ = self._outputs(tokens[None], state)
+        return self._decode(outputs[0]), state
 
-    def _gradients(self, batch: Batch, state: State) -> tuple[Array, dict[str, Array], State, State]:
+    def _gradients(
+        self, batch: Batch, state: State, dropout: Dropout | None
+    ) -> tuple[Array, dict[str, Array], State, State]:
         """Loss, gradients of the parameters and of the given state, state after the batch."""
-        tokens, targets, mask = batch.tokens.T, batch.targets.T, batch.mask.T
-        before = zero_rows(state, batch.reset)
-        logits, after, records = self._forward(tokens, before, record=True)
+        model, before = self._model, zero_rows(state, batch.reset)
+        outputs, after, layers = self._outputs(batch.tokens.T, before, dropout, record=True)
+        chosen, targets, mask = predictions(outputs, batch, model.many_to_one)
+        logits = self._decode(chosen)
         d_logits = mean_nats_backward(logits, targets, mask)
-        gradients = {
-            "decoder.weight": product(d_logits, records[-1].states.hidden),
-            "decoder.bias": d_logits.sum((0, 1)),
-        }
-        d_states = self._backward(d_logits @ self._parameters["decoder.weight"], tokens, before, records, gradients)
+        d_outputs = predictions_backward(d_logits @ self._decoder(), outputs, batch, model.many_to_one)
+        d_vectors, d_states, gradients = unroll_layers_backward(model, self._parameters, d_outputs, before, layers)
+        gradients["decoder.bias"] = d_logits.sum((0, 1))
+        if model.embedding_size:
+            tokens, table = batch.tokens.T, self._parameters["embedding.weight"]
+            d_table = embed_backward(d_vectors, layers[0].inputs, tokens, table, model.embedding_activation)
+            gradients["embedding.weight"] = d_table
+        name = "embedding.weight" if model.tied_weights else "decoder.weight"
+        gradients[name] = product(d_logits, chosen) + gradients.get(name, 0)
         return mean_nats(logits, targets, mask), gradients, zero_rows(d_states, batch.reset), after
 
-    def _backward(
-        self, d_outputs: Array, tokens: Array, states: State, records: list[Record], gradients: dict[str, Array]
-    ) -> State:
-        """Down the stack: adds the layers' and the embedding's gradients, returns those of the state."""
-        embedded, weights = self._inputs(tokens), self._weights()
-        d_states = []
-        for k in reversed(range(len(records))):
-            inputs = records[k - 1].states.hidden if k else embedded
-            backward = unroll_backward(self._cell, d_outputs, inputs, states[k], weights[k], records[k])
-            d_outputs, d_state, d_weights = backward
-            d_states.append(d_state)
-            gradients.update({f"rnn.{field}_l{k}": value for field, value in d_weights._asdict().items()})
-        if self._model.embedding_size:
-            gradients["embedding.weight"] = np.zeros_like(self._parameters["embedding.weight"])
-            add_rows(gradients["embedding.weight"], tokens.reshape(-1), d_outputs.reshape(-1, d_outputs.shape[-1]))
-        return tuple(reversed(d_states))
-
     def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[float, float, bool, State]:
-        loss, gradients, _, after = self._gradients(batch, state)
+        loss, gradients, _, after = self._gradients(batch, state, self._dropout(self._step))
         norm = global_norm(gradients)
         finite = bool(np.isfinite(loss) & np.isfinite(norm))
-        clipped = clip_by_global_norm(gradients, norm, self._optimizer.clip_norm)
+        clipped = clip(self._optimizer, gradients, norm)
         update(self._optimizer, self._parameters, clipped, self._slots, self._step, finite, learning_rate)
         self._step += finite
         return float(loss), float(norm), finite, after if finite else state

@@ -4,27 +4,44 @@ import numpy as np
 
 from impl_numpy.arrays import Array
 from shared.config import OptimizerConfig
-from shared.optimizers import SLOTS
+from shared.optimizers import Rule, clipped_layers, rule
 
 Arrays = dict[str, Array]
 
 
 def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
-    """Zero slots, "<slot>.<parameter>"."""
-    slots = SLOTS[optimizer.optimizer]
-    return {f"{slot}.{name}": np.zeros_like(value) for slot in slots for name, value in parameters.items()}
+    """Slots as they start, "<slot>.<parameter>"."""
+    starts = rule(optimizer).slots
+    return {
+        f"{s}.{name}": np.full_like(value, start) for s, start in starts.items() for name, value in parameters.items()
+    }
 
 
 def global_norm(gradients: Arrays) -> Array:
-    """Euclidean norm over all gradients together."""
+    """Euclidean norm over all gradients together, in float64."""
     return np.sqrt(sum(np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()))
 
 
-def clip_by_global_norm(gradients: Arrays, norm: Array, clip_norm: float) -> Arrays:
-    """Scale down to clip_norm where the norm is greater; 0 leaves the gradients alone."""
-    if not clip_norm:
+def clip(optimizer: OptimizerConfig, gradients: Arrays, norm: Array) -> Arrays:
+    """By value, by layer, by global norm, each where it is asked for; `norm` is the global norm before."""
+    gradients = clip_by_value(gradients, optimizer.clip_value)
+    for limit, names in clipped_layers(optimizer, gradients):
+        layer = {name: gradients[name] for name in names}
+        gradients = gradients | clip_by_global_norm(layer, global_norm(layer), limit)
+    changed = optimizer.clip_value or optimizer.clip_layers
+    return clip_by_global_norm(gradients, global_norm(gradients) if changed else norm, optimizer.clip_norm)
+
+
+def clip_by_value(gradients: Arrays, limit: float) -> Arrays:
+    """Every number to [-limit, limit]; 0 leaves the gradients alone."""
+    return {name: gradient.clip(-limit, limit) for name, gradient in gradients.items()} if limit else gradients
+
+
+def clip_by_global_norm(gradients: Arrays, norm: Array, limit: float) -> Arrays:
+    """Scale down to the limit where the norm is greater; 0 leaves the gradients alone."""
+    if not limit:
         return gradients
-    scale = clip_norm / np.maximum(norm, clip_norm)
+    scale = limit / np.maximum(norm, limit)
     return {name: gradient * scale.astype(gradient.dtype) for name, gradient in gradients.items()}
 
 
@@ -40,18 +57,40 @@ def update(
     """The update after `step` others -> new parameters and slots; where not finite, nothing changes."""
     if not finite:
         return parameters, slots
+    how = rule(optimizer)
     for name, parameter in parameters.items():
-        if optimizer.optimizer == "sgd":
-            parameter -= learning_rate * gradients[name]
-        else:
-            mean, square = slots[f"exp_avg.{name}"], slots[f"exp_avg_sq.{name}"]
-            parameter -= learning_rate * adam_direction(optimizer, gradients[name], mean, square, step + 1)
+        if how.weight_decay:
+            parameter *= 1 - learning_rate * how.weight_decay
+        change = direction(how, gradients[name], name, slots, step + 1)
+        parameter -= velocity(how, change, name, slots, learning_rate)
     return parameters, slots
 
 
-def adam_direction(optimizer: OptimizerConfig, gradient: Array, mean: Array, square: Array, step: int) -> Array:
-    """Advance the two moments; the step that they advise."""
-    beta1, beta2 = optimizer.betas
-    mean += (1 - beta1) * (gradient - mean)
-    square += (1 - beta2) * (gradient * gradient - square)
-    return mean / (1 - beta1**step) / (np.sqrt(square / (1 - beta2**step)) + optimizer.epsilon)
+def direction(how: Rule, gradient: Array, name: str, slots: Arrays, step: int) -> Array:
+    """Advance the moments of one parameter; the change that they advise, before learning rate and velocity."""
+    if not how.square:
+        return gradient
+    square = slots[f"{how.square}.{name}"]
+    square *= how.second
+    square += how.added * gradient * gradient
+    if how.mean:
+        mean = slots[f"{how.mean}.{name}"]
+        mean += (1 - how.first) * (gradient - mean)
+    c1, c2 = (1 - how.first**step, 1 - how.second**step) if how.corrected else (1.0, 1.0)
+    top = mean / c1 if how.corrected else gradient
+    spread = np.maximum(square - mean * mean, 0) if how.centered else square / c2
+    if how.place == "inside":
+        return top / np.sqrt(spread + how.epsilon)
+    return top / (np.sqrt(spread) + (how.epsilon / c2**0.5 if how.place == "uncorrected" else how.epsilon))
+
+
+def velocity(how: Rule, change: Array, name: str, slots: Arrays, learning_rate: float) -> Array:
+    """Advance the velocity of one parameter, if there is one; what is subtracted from the parameter."""
+    if not how.buffer:
+        return learning_rate * change
+    change = learning_rate * change if how.rate_inside else change
+    buffer = slots[f"{how.buffer}.{name}"]
+    buffer *= how.momentum
+    buffer += change
+    change = change + how.momentum * buffer if how.nesterov else buffer
+    return change if how.rate_inside else learning_rate * change

@@ -5,26 +5,66 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impl_numpy.arrays import Array, add_rows
-from impl_numpy.gru import GRUGates, GRUState, GRUWeights, gru_step, gru_step_backward
-from impl_numpy.lstm import LSTMGates, LSTMState, LSTMWeights, lstm_step, lstm_step_backward
-from impl_numpy.rnn import RNNGates, RNNState, RNNWeights, rnn_step, rnn_step_backward
+from impl_numpy.arrays import Array, add_rows, product
+from impl_numpy.dropout import Dropout, drop
+from impl_numpy.gru import (
+    GRUGates,
+    GRUState,
+    GRUWeights,
+    ResetBeforeGates,
+    ResetBeforeWeights,
+    gru_step,
+    gru_step_backward,
+    gru_weights_backward,
+    reset_before_step,
+    reset_before_step_backward,
+    reset_before_weights_backward,
+)
+from impl_numpy.lstm import LSTMGates, LSTMState, LSTMWeights, lstm_step, lstm_step_backward, lstm_weights_backward
+from impl_numpy.rnn import (
+    RNNGates,
+    RNNState,
+    RNNWeights,
+    relu_step,
+    relu_step_backward,
+    rnn_weights_backward,
+    tanh_step,
+    tanh_step_backward,
+)
+from impl_numpy.wrnn import WRNNGates, WRNNState, WRNNWeights, wrnn_step, wrnn_step_backward, wrnn_weights_backward
+from shared.config import ModelConfig
 
 
 class Cell(NamedTuple):
     """What unrolling needs to know of a cell."""
 
+    name: str
     state: Any
     weights: Any
     gates: Any
     step: Callable[..., Any]
     step_backward: Callable[..., Any]
+    weights_backward: Callable[..., Any]
 
 
 CELLS = {
-    "rnn": Cell(RNNState, RNNWeights, RNNGates, rnn_step, rnn_step_backward),
-    "lstm": Cell(LSTMState, LSTMWeights, LSTMGates, lstm_step, lstm_step_backward),
-    "gru": Cell(GRUState, GRUWeights, GRUGates, gru_step, gru_step_backward),
+    cell.name: cell
+    for cell in (
+        Cell("rnn-tanh", RNNState, RNNWeights, RNNGates, tanh_step, tanh_step_backward, rnn_weights_backward),
+        Cell("rnn-relu", RNNState, RNNWeights, RNNGates, relu_step, relu_step_backward, rnn_weights_backward),
+        Cell("lstm", LSTMState, LSTMWeights, LSTMGates, lstm_step, lstm_step_backward, lstm_weights_backward),
+        Cell("gru-after", GRUState, GRUWeights, GRUGates, gru_step, gru_step_backward, gru_weights_backward),
+        Cell(
+            "gru-before",
+            GRUState,
+            ResetBeforeWeights,
+            ResetBeforeGates,
+            reset_before_step,
+            reset_before_step_backward,
+            reset_before_weights_backward,
+        ),
+        Cell("wrnn", WRNNState, WRNNWeights, WRNNGates, wrnn_step, wrnn_step_backward, wrnn_weights_backward),
+    )
 }
 
 
@@ -35,22 +75,34 @@ class Record(NamedTuple):
     gates: Any  # the cell's Gates, each field [T, B, H]
 
 
+class Layer(NamedTuple):
+    """What the way back needs to know of a layer."""
+
+    inputs: Array  # [T, B, I], or tokens [T, B]
+    record: Record | None
+    factors: Array | None  # of the dropout behind it, [T, B, H]
+
+
+def cell_of(model: ModelConfig) -> Cell:
+    """The cell that the model's options describe."""
+    variants = {"rnn": f"rnn-{model.nonlinearity}", "gru": f"gru-{model.gru_reset}"}
+    return CELLS[variants.get(model.cell, model.cell)]
+
+
 def layer_weights(cell: Cell, parameters: Mapping[str, Array], layer: int) -> Any:
     """The canonical parameters of a layer as the cell's weights."""
     return cell.weights(*(parameters[f"rnn.{field}_l{layer}"] for field in cell.weights._fields))
 
 
-def project(inputs: Array, weights: Any) -> Array:
-    """W x + b of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot input, -> [T, B, G*H]."""
-    if inputs.ndim == 2:
-        return weights.weight_ih.T[inputs] + weights.bias
-    return inputs @ weights.weight_ih.T + weights.bias
+def multiply(inputs: Array, weight: Array) -> Array:
+    """W x of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot vectors, -> [T, B, out]."""
+    return weight.T[inputs] if inputs.ndim == 2 else inputs @ weight.T
 
 
 def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:
     """One layer over time -> outputs [T, B, H], the state after the last step, and the record if asked for."""
     states, gates = [], []
-    for projected in project(inputs, weights):
+    for projected in multiply(inputs, weights.weight_ih) + weights.bias:
         state, gate = cell.step(projected, state, weights)
         states.append(state)
         gates.append(gate)
@@ -59,15 +111,32 @@ def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) ->
 
 
 def unroll_layers(
-    cell: Cell, inputs: Array, states: tuple[Any, ...], weights: list[Any], record: bool
-) -> tuple[Array, tuple[Any, ...], list[Any]]:
-    """All layers -> outputs of the top one, states after the last step, records."""
-    finals, records = [], []
-    for state, each in zip(states, weights, strict=True):
-        inputs, final, layer_record = unroll(cell, inputs, state, each, record)
+    model: ModelConfig,
+    parameters: Mapping[str, Array],
+    inputs: Array,
+    states: tuple[Any, ...],
+    dropout: Dropout | None,
+    record: bool,
+) -> tuple[Array, tuple[Any, ...], list[Layer]]:
+    """All layers -> outputs of the top one, states after the last step, what happened in each."""
+    cell = cell_of(model)
+    finals, layers = [], []
+    for k, state in enumerate(states):
+        outputs, final, steps = unroll(cell, inputs, state, layer_weights(cell, parameters, k), record)
+        if model.residual:
+            outputs = outputs + shortcut(inputs, parameters.get(f"rnn.residual_l{k}"))
+        factors = None
+        if dropout and k + 1 < model.num_layers:
+            outputs, factors = drop(outputs, k, dropout)
         finals.append(final)
-        records.append(layer_record)
-    return inputs, tuple(finals), records
+        layers.append(Layer(inputs, steps, factors))
+        inputs = outputs
+    return inputs, tuple(finals), layers
+
+
+def shortcut(inputs: Array, weight: Array | None) -> Array:
+    """What a residual connection adds: the inputs, projected if there is a weight."""
+    return inputs if weight is None else multiply(inputs, weight)
 
 
 def stack(kind: Any, steps: list[Any]) -> Any:
@@ -77,8 +146,8 @@ def stack(kind: Any, steps: list[Any]) -> Any:
 
 def unroll_backward(
     cell: Cell, d_outputs: Array, inputs: Array, state: Any, weights: Any, record: Record
-) -> tuple[Array | None, Any, Any]:
-    """Gradients at the inputs (None for one-hot), at the state before the first step, and of the weights.
+) -> tuple[Array | None, Any, dict[str, Array]]:
+    """Gradients at the inputs (None for tokens), at the state before the first step, and of the weights.
 
     Only the recurrence goes step by step; the weights' gradients are one product over all steps.
     """
@@ -92,25 +161,43 @@ def unroll_backward(
         d_projected.append(d_x)
         d_recurrent.append(d_h)
     d_x, d_h = np.stack(d_projected[::-1]), np.stack(d_recurrent[::-1])  # [T, B, G*H]
-    d_inputs, d_weight_ih = project_backward(d_x, inputs, weights)
-    d_weights = {"weight_ih": d_weight_ih, "weight_hh": product(d_h, befores.hidden), "bias": d_x.sum((0, 1))}
-    if "bias_hn" in weights._fields:
-        d_weights["bias_hn"] = d_h.sum((0, 1))[-len(weights.bias_hn) :]
-    return d_inputs, d_state, cell.weights(**d_weights)
+    d_inputs, d_weight_ih = multiply_backward(d_x, inputs, weights.weight_ih)
+    d_weights = cell.weights_backward(d_x, d_h, befores, record.states, record.gates)
+    return d_inputs, d_state, {"weight_ih": d_weight_ih, "bias": d_x.sum((0, 1))} | d_weights
 
 
-def project_backward(d_projected: Array, inputs: Array, weights: Any) -> tuple[Array | None, Array]:
-    """Gradients at the inputs of `project` (None for tokens) and of weight_ih."""
+def unroll_layers_backward(
+    model: ModelConfig, parameters: Mapping[str, Array], d_outputs: Array, states: tuple[Any, ...], layers: list[Layer]
+) -> tuple[Array | None, tuple[Any, ...], dict[str, Array]]:
+    """Down the stack -> gradients at the inputs (None for tokens), at the states before, of the layers' parameters."""
+    cell = cell_of(model)
+    d_states: list[Any] = []
+    gradients: dict[str, Array] = {}
+    for k in reversed(range(model.num_layers)):
+        inputs, record, factors = layers[k]
+        assert record is not None  # noqa: S101 - gradients are taken of what was recorded
+        if factors is not None:
+            d_outputs = d_outputs * factors
+        weights = layer_weights(cell, parameters, k)
+        d_inputs, d_state, d_weights = unroll_backward(cell, d_outputs, inputs, states[k], weights, record)
+        if f"rnn.residual_l{k}" in parameters:
+            d_added, d_weights["residual"] = multiply_backward(d_outputs, inputs, parameters[f"rnn.residual_l{k}"])
+            d_inputs = None if d_added is None else d_inputs + d_added
+        elif model.residual:
+            d_inputs = d_inputs + d_outputs
+        d_outputs = d_inputs
+        d_states.append(d_state)
+        gradients |= {f"rnn.{field}_l{k}": value for field, value in d_weights.items()}
+    return d_outputs, tuple(reversed(d_states)), gradients
+
+
+def multiply_backward(d_product: Array, inputs: Array, weight: Array) -> tuple[Array | None, Array]:
+    """Gradients at the inputs of `multiply` (None for tokens) and of its weight."""
     if inputs.ndim == 2:
-        d_weight_ih = np.zeros_like(weights.weight_ih)
-        add_rows(d_weight_ih.T, inputs.reshape(-1), d_projected.reshape(-1, d_projected.shape[-1]))
-        return None, d_weight_ih
-    return d_projected @ weights.weight_ih, product(d_projected, inputs)
-
-
-def product(left: Array, right: Array) -> Array:
-    """Outer products summed over time and batch: [T, B, M], [T, B, N] -> [M, N]."""
-    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
+        d_weight = np.zeros_like(weight)
+        add_rows(d_weight.T, inputs.reshape(-1), d_product.reshape(-1, d_product.shape[-1]))
+        return None, d_weight
+    return d_product @ weight, product(d_product, inputs)
 
 
 def shift(first: Array, rest: Array) -> Array:

@@ -8,8 +8,8 @@ import numpy as np
 
 from runner.cli import Check
 from runner.console import console, say, show_table
-from runner.examination import CELLS, Arrays, Examinee, K, cases, compare
-from runner.registry import chosen
+from runner.examination import CELLS, OPTIMIZERS, Case, Examinee, K, cases, compare
+from runner.registry import IMPLEMENTATIONS, chosen
 from runner.workers import Worker, WorkerError
 from shared.config import Dtype
 from shared.files import strict_json, write_atomically
@@ -22,61 +22,61 @@ FAILED: dict[str, Any] = {
     "kernel": "",
     "device": "",
 }
-
-
-def examine(open_worker: Callable[..., Any], options: Check) -> list[dict[str, Any]]:
-    """All rows of all implementations, each in its own process."""
-    names = chosen(options.impl)
-    cells = CELLS if options.cell == "all" else (options.cell,)
-    dtypes: Sequence[Dtype] = ("float64", "float32") if options.dtype == "both" else (options.dtype,)
-    with ExitStack() as stack:
-        reference = stack.enter_context(open_worker("reference", Examinee, "numpy", "cpu"))
-        workers = {name: stack.enter_context(open_worker(name, Examinee, name, options.device)) for name in names}
-        rows = []
-        for cell in cells:
-            with console.status(f"examining {cell}: {', '.join(workers)}"):
-                rows += examine_cell(cell, dtypes, reference, workers)
-        return rows
-
-
-def examine_cell(cell: str, dtypes: Sequence[Dtype], reference: Any, workers: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one cell; the implementations work side by side. A worker that fails is not asked again."""
-    rows = []
-    for number, case in enumerate(cases(cell)):
-        reference.start("examine", case, ["float64"], False)
-        for name, worker in workers.items():
-            worker.start("examine", case, dtypes, name == "numpy" and "float64" in dtypes)
-        expected = reference.result()["float64"]
-        for name, worker in list(workers.items()):
-            who = {"impl": name, "cell": cell, "input": "one-hot" if number else "embedding"}
-            try:
-                rows += judge(worker.result(), expected, dtypes, who | worker.call("place"))
-            except WorkerError as error:
-                failed = FAILED | who | {"quantity": f"failed: {error}"}
-                rows += [failed | {"dtype": dtype} for dtype in dtypes]
-                del workers[name]
-    return rows
-
-
-def judge(found: Mapping[str, Any], expected: Arrays, dtypes: Sequence[Dtype], who: Mapping[str, Any]) -> list[Any]:
-    """The rows of one case of one implementation."""
-    rows = [{**who, "dtype": dtype, **row} for dtype in dtypes for row in compare(found[dtype], expected, dtype)]
-    if "differences" in found:
-        error = found["differences"]
-        row = {"quantity": "gradient: finite differences", "max_relative_error": error, "bound": 1e-8}
-        rows.append({**who, "dtype": "float64", **row, "ok": bool(error <= row["bound"])})
-    return rows
+Rows = list[dict[str, Any]]
 
 
 def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     """Examine, show, write; 1 where anything differs."""
-    rows = examine(open_worker, options)
-    show(rows)
+    cells = CELLS if options.cell == "all" else (options.cell,)
+    dtypes: Sequence[Dtype] = ("float64", "float32") if options.dtype == "both" else (options.dtype,)
+    names = chosen(options.impl)
+    with ExitStack() as stack:
+        reference = stack.enter_context(open_worker("reference", Examinee, "numpy", "cpu"))
+        workers = {name: stack.enter_context(open_worker(name, Examinee, name, options.device)) for name in names}
+        rows, refusals = examine([case for cell in cells for case in cases(cell)], dtypes, reference, workers)
+    show(rows, refusals)
     ok = all(row["ok"] for row in rows)
     if options.json:
-        report = {"ok": ok, "reference": "numpy float64", "rows": rows}
+        report = {"ok": ok, "reference": "numpy float64", "rows": rows, "refused": refusals}
         write_atomically(options.json, strict_json(report))
     return 0 if ok else 1
+
+
+def examine(
+    asked: Sequence[Case], dtypes: Sequence[Dtype], reference: Any, workers: Mapping[str, Any]
+) -> tuple[Rows, Rows]:
+    """Rows of all cases of all implementations, which work side by side, and what engines refused, with the reason. A
+    worker that fails is not asked again."""
+    rows, refusals, working = [], [], dict(workers)
+    for case in asked:
+        with console.status(f"examining {case.name}: {', '.join(working)}"):
+            reference.start("measure", case, "float64")
+            for name, worker in working.items():
+                worker.start("examine", case, dtypes, name == "numpy" and "float64" in dtypes)
+            expected = reference.result()["quantities"]
+            for name, worker in list(working.items()):
+                who = {"impl": name, "cell": case.model.cell, "case": case.name}
+                try:
+                    for found in worker.result():
+                        if "refused" in found:
+                            refusals.append({**who, **found})
+                        else:
+                            rows += judge(found, expected, who)
+                except WorkerError as error:
+                    rows += [FAILED | who | {"quantity": f"failed: {error}", "dtype": dtype} for dtype in dtypes]
+                    del working[name]
+    return rows, refusals
+
+
+def judge(found: dict[str, Any], expected: Mapping[str, np.ndarray], who: Mapping[str, Any]) -> Rows:
+    """The rows of one case of one implementation, in one engine and precision."""
+    place = {**who, **{name: found[name] for name in ("engine", "kernel", "device", "dtype")}}
+    rows = compare(found["quantities"], expected, found["dtype"])
+    if "differences" in found:
+        error = found["differences"]
+        row = {"quantity": "gradient: finite differences", "max_relative_error": error, "bound": 1e-8}
+        rows.append({**row, "ok": bool(error <= row["bound"])})
+    return [{**place, **row} for row in rows]
 
 
 COLUMNS = {
@@ -86,8 +86,7 @@ COLUMNS = {
     "loss": "loss",
     "gradient": "grads",
     "unused rows": "grads",
-    "sgd": "sgd",
-    "adam": "adam",
+    **dict.fromkeys(OPTIMIZERS, "training"),
     "tokens": "tokens",
     "failed": "ran",
 }
@@ -99,19 +98,24 @@ def column(row: Mapping[str, Any]) -> str:
     return COLUMNS[row["quantity"].partition(":")[0]]
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """A line for each implementation, precision and cell: the worst of each group of quantities."""
+def show(rows: Rows, refusals: Rows) -> None:
+    """A line for each implementation, engine and precision: the worst of each group of quantities over all cases."""
     columns = [name for name in dict.fromkeys(COLUMNS.values()) if any(column(row) == name for row in rows)]
-    lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        lines.setdefault((row["impl"], row["cell"], row["dtype"]), []).append(row)
-    table = [(" ".join(key), *(worst(each, name) for name in columns), verdict(each)) for key, each in lines.items()]
-    title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude (sgd, adam: {K} steps)"
-    show_table(title, ("", *columns, ""), table, range(1, 1 + len(columns)))
+    lines: dict[str, Rows] = {}
+    for row in sorted(rows, key=lambda row: list(IMPLEMENTATIONS).index(row["impl"])):
+        lines.setdefault(f"{row['impl']} {row['engine']} {row['dtype']}", []).append(row)
+    table = [
+        (name, str(len({row["case"] for row in each})), *(worst(each, group) for group in columns), verdict(each))
+        for name, each in lines.items()
+    ]
+    title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude (training: {K} steps)"
+    show_table(title, ("", "cases", *columns, ""), table, range(1, 2 + len(columns)))
+    for reason in dict.fromkeys(f"{each['impl']}: {each['refused']}" for each in refusals):
+        say(f"not examined: {reason}", "dim")
     failed = [row for row in rows if not row["ok"]]
     for row in failed[:12]:
         say(
-            f"differs: {row['impl']} {row['dtype']} {row['cell']} ({row['input']} input), {row['quantity']}: "
+            f"differs: {row['impl']} {row['engine']} {row['dtype']}, {row['case']}, {row['quantity']}: "
             f"{row['max_relative_error']:.2g}, at most {row['bound']:.2g} expected",
             "red",
         )

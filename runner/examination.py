@@ -1,59 +1,151 @@
 """What is examined: fixtures, quantities, and the bound that rounding explains.
 
 The fixtures are made so that a mistake shows: every axis has another size, weights are asymmetric, biases are not zero,
-rows end at different steps, some start anew, clipping bites in some steps only, and Adam's epsilon is large enough for
-its place to matter.
+rows end at different steps, one is empty, some start anew, clipping bites in some steps only, the learning rate
+changes, and epsilon is large enough for its place to matter. `CASES` cover every option of the models, every optimizer,
+and every formula that a dialect writes differently.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from runner.registry import create_model
-from shared.config import Dtype, ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.config import Dtype, Engine, ModelConfig, OptimizerConfig, RuntimeConfig, layer_limit
 from shared.contract import Batch, LanguageModel
+from shared.errors import ImplementationError
 from shared.parameters import parameter_shapes, state_shapes
 from shared.random_bits import normals, uniforms
 from shared.sampling import SamplingRule
 
 Arrays = Mapping[str, np.ndarray]
-CELLS = ("rnn", "lstm", "gru")
-OPTIMIZERS = ("sgd", "adam")
 K, B, T, V, H, E = 50, 3, 6, 11, 7, 5
 PROMPT, WRITTEN = 4, 24
-LAYERS = 2
+STEP, SEED = 5, 3
+"""Of the dropout masks."""
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(optimizer="sgd"),
+    "sgd, clipped by value": OptimizerConfig(optimizer="sgd", clip_norm=0.0, clip_value=0.02),
+    "momentum": OptimizerConfig(optimizer="momentum", clip_layers=("l0=0.3", "decoder=0.2"), clip_norm=0.0),
+    "momentum, keras": OptimizerConfig(optimizer="momentum", dialect="keras"),
+    "nesterov": OptimizerConfig(optimizer="nesterov"),
+    "nesterov, keras": OptimizerConfig(optimizer="nesterov", dialect="keras", clip_value=0.05, clip_layers=("l0=0.2",)),
+    "adagrad": OptimizerConfig(optimizer="adagrad", initial_accumulator=0.1),
+    "adagrad, keras": OptimizerConfig(optimizer="adagrad", dialect="keras"),
+    "rmsprop": OptimizerConfig(optimizer="rmsprop"),
+    "rmsprop, centered, momentum": OptimizerConfig(optimizer="rmsprop", centered=True, rmsprop_momentum=0.7),
+    "rmsprop, keras, centered": OptimizerConfig(optimizer="rmsprop", dialect="keras", centered=True),
+    "rmsprop, optax, momentum": OptimizerConfig(optimizer="rmsprop", dialect="optax", rmsprop_momentum=0.7),
+    "adam": OptimizerConfig(optimizer="adam"),
+    "adam, keras": OptimizerConfig(optimizer="adam", dialect="keras"),
+    "adamw": OptimizerConfig(optimizer="adamw", weight_decay=0.3),
+    "adamw, keras": OptimizerConfig(optimizer="adamw", dialect="keras", weight_decay=0.3),
+}
+"""Every optimizer; in another dialect where its formula differs from PyTorch's."""
+WHOLE = ("forward", "gradients", "tokens", "traced")
+BRIEF = ("forward", "gradients")
+
+
+class Design(NamedTuple):
+    """A case before its numbers."""
+
+    model: ModelConfig
+    optimizers: tuple[str, ...]
+    parts: tuple[str, ...] = BRIEF
+    native: bool = False
+    """Examined with the framework's own layer, too."""
+
+
+def small(cell: Any, layers: int = 2, **options: Any) -> ModelConfig:
+    """A model of the examination's sizes."""
+    return ModelConfig(**{"cell": cell, "hidden_size": H, "num_layers": layers, "embedding_size": E, **options})
+
+
+CASES = {
+    "rnn": Design(small("rnn"), ("sgd", "adam"), WHOLE, native=True),
+    "rnn one-hot": Design(small("rnn", 1, embedding_size=0), ("momentum", "rmsprop", "adagrad, keras")),
+    "rnn relu, activation": Design(
+        small("rnn", nonlinearity="relu", embedding_activation="tanh"), ("rmsprop, centered, momentum",), native=True
+    ),
+    "lstm": Design(small("lstm"), ("adam", "sgd, clipped by value"), WHOLE, native=True),
+    "lstm one-hot, residual": Design(
+        small("lstm", embedding_size=0, residual=True), ("nesterov", "adam, keras"), native=True
+    ),
+    "lstm dropout, tied": Design(small("lstm", 3, dropout=0.4, tied_weights=True, embedding_size=H), ("adamw",)),
+    "lstm many-to-one": Design(
+        small("lstm", many_to_one=True, embedding_activation="relu"), ("rmsprop, keras, centered",)
+    ),
+    "gru": Design(small("gru"), ("adam", "momentum, keras"), WHOLE, native=True),
+    "gru residual, dropout": Design(
+        small("gru", 3, residual=True, dropout=0.3), ("adagrad", "rmsprop, optax, momentum")
+    ),
+    "gru reset before": Design(small("gru", gru_reset="before"), ("nesterov, keras",), native=True),
+    "wrnn": Design(small("wrnn"), ("adam", "adamw, keras"), WHOLE),
+    "wrnn one-hot, many-to-one": Design(small("wrnn", 1, embedding_size=0, many_to_one=True), ("sgd",)),
+    "wrnn residual, sigmoid": Design(small("wrnn", residual=True, embedding_activation="sigmoid"), ("rmsprop",)),
+}
+CELLS = ("rnn", "lstm", "gru", "wrnn")
+"""Names of the cells; the case of a cell's name is its plainest."""
 
 
 class Case(NamedTuple):
     """One examination: a model, its weights, and what it is fed. Values are exact in float32."""
 
+    name: str
     model: ModelConfig
+    optimizers: dict[str, OptimizerConfig]
+    parts: tuple[str, ...]
+    engines: tuple[Engine, ...]
     parameters: dict[str, np.ndarray]
     state: dict[str, np.ndarray]
     batches: Batch  # [K, B, T]
 
 
-def cases(cell: Any) -> list[Case]:
-    """Two layers over an embedding, and one layer over one-hot tokens."""
-    deep = ModelConfig(cell=cell, hidden_size=H, num_layers=LAYERS, embedding_size=E)
-    return [make_case(deep), make_case(ModelConfig(cell=cell, hidden_size=H, num_layers=1, embedding_size=0))]
+def cases(cell: str) -> list[Case]:
+    """The cases of a cell."""
+    return [make_case(name, design) for name, design in CASES.items() if design.model.cell == cell]
 
 
-def make_case(model: ModelConfig) -> Case:
+def small_copy(model: ModelConfig, optimizer: OptimizerConfig, engine: Engine) -> Case:
+    """A case with a user's options, in the examination's sizes."""
+    embedding_size = (H if model.tied_weights else E) if model.embedding_size else 0
+    layers = min(model.num_layers, 3)
+    copied = replace(model, hidden_size=H, num_layers=layers, embedding_size=embedding_size)
+    case = make_case(model.cell, Design(copied, (), WHOLE))
+    present = ("embedding", "decoder", *(f"l{k}" for k in range(layers)))
+    limits = tuple(each for each in optimizer.clip_layers if layer_limit(each)[0] in present)
+    strong = replace(strengthened(optimizer), clip_layers=limits)
+    return case._replace(optimizers={optimizer.optimizer: strong}, engines=tuple(dict.fromkeys(("scratch", engine))))
+
+
+def make_case(name: str, design: Design) -> Case:
     """Random weights, state and batches."""
-    shapes = parameter_shapes(model, V)
+    model = design.model
     # The last two tokens are never read, so their rows of the embedding must have a gradient of exactly zero.
-    tokens, targets = (integers(name, limit, (K, B, T)) for name, limit in (("tokens", V - 2), ("targets", V)))
+    tokens, targets = (integers(place, limit, (K, B, T)) for place, limit in (("tokens", V - 2), ("targets", V)))
     lengths = 1 + integers("lengths", T, (K, B, 1))
+    lengths[1, 2] = 0
     reset = integers("reset", 4, (K, B)) == 0
     reset[0] = [False, True, False]
+    optimizers = {label: strengthened(OPTIMIZERS[label]) for label in design.optimizers}
     return Case(
+        name,
         model,
-        {name: numbers(name, 0.4, shape) for name, shape in shapes.items()},
+        optimizers,
+        design.parts,
+        ("scratch", "native") if design.native else ("scratch",),
+        {name: numbers(name, 0.4, shape) for name, shape in parameter_shapes(model, V).items()},
         {name: numbers(name, 0.7, shape) for name, shape in state_shapes(model, B).items()},
-        Batch(tokens, targets, np.arange(T) < lengths, reset),
+        Batch(tokens, targets[:, :, 0] if model.many_to_one else targets, np.arange(T) < lengths, reset),
     )
+
+
+def strengthened(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """With numbers that make a mistake visible within 50 steps."""
+    clip_norm = 0.7 if optimizer.clip_norm else 0.0
+    return replace(optimizer, betas=(0.8, 0.95), alpha=0.9, momentum=0.8, epsilon=1e-2, clip_norm=clip_norm)
 
 
 def numbers(place: str, scale: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -72,39 +164,45 @@ class Examinee:
 
     def __init__(self, impl: str, device: str) -> None:
         self._impl, self._device = impl, device
-        self._place: dict[str, str] = {}
 
-    def examine(self, case: Case, dtypes: Sequence[Dtype], differences: bool) -> dict[str, Any]:
-        """`measure` in each precision; and the error of the gradients against finite differences, where asked for."""
-        found: dict[str, Any] = {dtype: self.measure(case, dtype) for dtype in dtypes}
-        return found | ({"differences": self.finite_differences(case)} if differences else {})
+    def examine(self, case: Case, dtypes: Sequence[Dtype], differences: bool) -> list[dict[str, Any]]:
+        """The quantities in each engine and precision, with what ran; or why an engine refuses. `differences`: also the
+        error of the gradients against finite differences."""
+        found: list[dict[str, Any]] = []
+        for engine in case.engines:
+            try:
+                found += [self.measure(case, dtype, engine) for dtype in dtypes]
+            except ImplementationError as error:
+                if engine == "scratch":
+                    raise
+                found.append({"engine": engine, "refused": str(error)})
+        if differences:
+            found[0]["differences"] = self.finite_differences(case)
+        return found
 
-    def measure(self, case: Case, dtype: Dtype) -> dict[str, np.ndarray]:
-        """Every quantity by name; "<group>: <tensor>"."""
-        return {name: value for part in self.parts(case, dtype) for name, value in part.items()}
+    def measure(self, case: Case, dtype: Dtype, engine: Engine = "scratch") -> dict[str, Any]:
+        """Every quantity by name, "<group>: <tensor>", and what ran."""
+        model = self._create(case, dtype, engine)
+        place = {"engine": model.engine, "kernel": model.kernel, "device": model.device, "dtype": dtype}
+        quantities = {name: value for part in self.parts(case, dtype, engine) for name, value in part.items()}
+        return place | {"quantities": quantities}
 
-    def parts(self, case: Case, dtype: Dtype) -> Iterator[dict[str, np.ndarray]]:
+    def parts(self, case: Case, dtype: Dtype, engine: Engine = "scratch") -> Iterator[dict[str, np.ndarray]]:
         """The quantities part by part, each computed when it is asked for."""
-        runtime = RuntimeConfig(device=self._device, dtype=dtype)
-        first = self._create(case, runtime, OPTIMIZERS[0])
-        self._place = {"engine": first.engine, "kernel": first.kernel, "device": first.device}
-        for part in (forward, gradients, tokens, traced):
-            yield numbers_of(part(first, case))
-        for optimizer in OPTIMIZERS:
-            yield numbers_of(training(self._create(case, runtime, optimizer), case, optimizer))
-
-    def place(self) -> dict[str, str]:
-        """Engine, kernel and device of the last case."""
-        return self._place
+        first = self._create(case, dtype, engine)
+        for part in case.parts:
+            yield numbers_of(PARTS[part](first, case))
+        for label in case.optimizers:
+            yield numbers_of(training(self._create(case, dtype, engine, label), case, label))
 
     def finite_differences(self, case: Case) -> float:
         """Average relative error of every gradient against differences of the loss, in float64."""
-        model = self._create(case, RuntimeConfig(device=self._device, dtype="float64"), OPTIMIZERS[0])
-        return finite_difference_error(model, case)
+        return finite_difference_error(self._create(case, "float64"), case)
 
-    def _create(self, case: Case, runtime: RuntimeConfig, optimizer: Any) -> LanguageModel:
-        options = OptimizerConfig(optimizer=optimizer, betas=(0.8, 0.95), epsilon=1e-2, clip_norm=0.7)
-        model = create_model(self._impl, case.model, options, V, runtime)
+    def _create(self, case: Case, dtype: Dtype, engine: Engine = "scratch", label: str = "") -> LanguageModel:
+        runtime = RuntimeConfig(engine=engine, device=self._device, dtype=dtype)
+        options = case.optimizers[label] if label else next(iter(case.optimizers.values()))
+        model = create_model(self._impl, case.model, options, V, runtime, SEED)
         model.load_parameters(case.parameters)
         return model
 
@@ -130,16 +228,23 @@ def forward(model: LanguageModel, case: Case) -> dict[str, Any]:
 
 
 def gradients(model: LanguageModel, case: Case) -> dict[str, Any]:
-    """Loss and every gradient, of the initial state too."""
+    """Loss and every gradient, of the initial state too; with dropout where there is any."""
     state = model.load_state(case.state)
-    loss, found, after = model.loss_and_gradients(at(case.batches, 0), state)
+    loss, found, after = model.loss_and_gradients(at(case.batches, 0), state, STEP)
     return {
         "loss": loss,
+        "loss: without dropout": model.loss_and_gradients(at(case.batches, 0), state)[0],
+        "loss: with an empty row": model.loss_and_gradients(at(case.batches, 1), state)[0],
         **{f"gradient: {name}": value for name, value in found.parameters.items()},
         **{f"gradient: initial {name}": value for name, value in found.initial_state.items()},
         **{f"state: {name} after loss": value for name, value in model.dump_state(after).items()},
-        **{f"unused rows: {name}": value[V - 2 :] for name, value in found.parameters.items() if "embedding" in name},
+        **{f"unused rows: {name}": value[V - 2 :] for name, value in found.parameters.items() if unused(name, case)},
     }
+
+
+def unused(name: str, case: Case) -> bool:
+    """Whether rows of this parameter belong to tokens that were not read."""
+    return name == "embedding.weight" and not case.model.tied_weights
 
 
 def tokens(model: LanguageModel, case: Case) -> dict[str, Any]:
@@ -162,6 +267,9 @@ def traced(model: LanguageModel, case: Case) -> dict[str, Any]:
     """Every gate and state of every layer and step."""
     trace = model.trace(at(case.batches, 0), model.load_state(case.state))
     return {f"trace: {name}": value for name, value in trace.items()}
+
+
+PARTS = {"forward": forward, "gradients": gradients, "tokens": tokens, "traced": traced}
 
 
 def training(model: LanguageModel, case: Case, optimizer: str) -> dict[str, Any]:
@@ -187,7 +295,7 @@ def finite_difference_error(model: LanguageModel, case: Case, step: float = 1e-3
     """Five-point differences, whose own error is of the order step^4; the mean over all entries of all gradients of
     |difference - gradient| / largest gradient of the tensor."""
     batch, state = at(case.batches, 0), model.load_state(case.state)
-    _, found, _ = model.loss_and_gradients(batch, state)
+    _, found, _ = model.loss_and_gradients(batch, state, STEP)
     errors = []
     for name, values in case.parameters.items():
         scale = np.abs(found.parameters[name]).max()
@@ -204,8 +312,9 @@ def loss_with(model: LanguageModel, case: Case, batch: Batch, state: Any, where:
     moved = case.parameters[name].copy()
     moved[place] += shift
     model.load_parameters({**case.parameters, name: moved})
-    stacked = Batch(*(each[None] for each in batch))
-    result = model.evaluate(stacked, state)
+    if case.model.dropout:
+        return model.loss_and_gradients(batch, state, STEP)[0]
+    result = model.evaluate(Batch(*(each[None] for each in batch)), state)
     return result.nats / result.tokens
 
 
@@ -220,11 +329,12 @@ def bound(quantity: str, dtype: Dtype) -> float:
     if group in ("tokens", "unused rows"):
         return 0.0
     trained = group in OPTIMIZERS
+    layers = 3
     if dtype == "float64":
         return 1e-9 if trained else 1e-10
-    # float32: each of T steps through each layer adds at most I + H rounded products. Training divides small moments by
-    # their roots, which turns rounding of a gradient into 2e-5 of a step, K times.
-    return K * 2e-5 if trained else T * LAYERS * 2 * H * float(np.finfo(np.float32).eps)
+    # float32: each of T steps through each of three layers adds at most I + H rounded products. Training divides small
+    # moments by their roots, which turns rounding of a gradient into 2e-5 of a step, K times.
+    return K * 2e-5 if trained else T * layers * 2 * H * float(np.finfo(np.float32).eps)
 
 
 def compare(measured: Arrays, reference: Arrays, dtype: Dtype) -> list[dict[str, Any]]:

@@ -30,11 +30,17 @@ IMPLEMENTATIONS = {
 
 
 def create_model(
-    impl: str, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    impl: str,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    vocabulary_size: int,
+    runtime: RuntimeConfig,
+    seed: int = 0,
 ) -> LanguageModel:
     """A model of the named implementation; ImplementationError says which extra to install."""
     require(impl)
-    created: LanguageModel = import_quietly(f"impl_{impl}").create_model(model, optimizer, vocabulary_size, runtime)
+    package = import_quietly(f"impl_{impl}")
+    created: LanguageModel = package.create_model(model, optimizer, vocabulary_size, runtime, seed)
     return created
 
 

@@ -8,13 +8,16 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from shared.errors import ConfigError
 
-Cell = Literal["rnn", "lstm", "gru"]
-Optimizer = Literal["sgd", "adam"]
-Initializer = Literal["uniform", "normal", "xavier"]
+Cell = Literal["rnn", "lstm", "gru", "wrnn"]
+Activation = Literal["none", "tanh", "relu", "sigmoid"]
+Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+Dialect = Literal["torch", "keras", "optax"]
+Initializer = Literal["uniform", "normal", "xavier", "kaiming", "orthogonal", "zero", "torch", "keras", "flax"]
+Schedule = Literal["constant", "exponential", "step", "cosine", "plateau"]
 Implementation = Literal["numpy", "torch", "jax", "tf"]
-Engine = Literal["scratch"]
-Dtype = Literal["float32", "float64"]
-Reader = Literal["auto", "text", "poems", "titled", "json"]
+Engine = Literal["scratch", "native"]
+Dtype = Literal["float32", "float64", "tf32", "bfloat16"]
+Reader = Literal["auto", "text", "poems", "blocks", "titled", "json"]
 Config = TypeVar("Config")
 
 
@@ -23,41 +26,143 @@ class ModelConfig:
     """The network."""
 
     cell: Cell = "lstm"
-    """Recurrent cell: rnn (tanh), lstm, or gru (reset after the product)."""
+    """Recurrent cell: rnn, lstm, gru, or wrnn (two sigmoid layers with a skip through time)."""
     hidden_size: int = 128
     """H, units of each layer."""
     num_layers: int = 1
     """Layers stacked on each other."""
     embedding_size: int = 64
     """E, size of the learned token vectors; 0 feeds one-hot vectors."""
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    """Activation of the rnn cell."""
+    gru_reset: Literal["after", "before"] = "after"
+    """Where the gru's reset gate acts: after the product, as PyTorch, cuDNN and Keras, or before, as in the paper."""
+    embedding_activation: Activation = "none"
+    """Activation between the embedding and the first layer."""
+    residual: bool = False
+    """Each layer adds its input to its output, projected where the sizes differ."""
+    dropout: float = 0.0
+    """Share of the outputs of all layers but the last that is dropped in training."""
+    tied_weights: bool = False
+    """The embedding serves as the decoder's weight, too."""
+    many_to_one: bool = False
+    """Only the last step of a window predicts."""
     initializer: Initializer = "uniform"
-    """Initial weights: uniform(-1/sqrt(H), 1/sqrt(H)) as PyTorch's layers, normal(0, 0.01), or Xavier uniform."""
+    """Initial weights: uniform(-1/sqrt(H), 1/sqrt(H)), biases too; normal(0, 0.01); xavier, kaiming (uniform) or
+    orthogonal, for each gate alone; zero; or the defaults of torch's, keras' or flax' layers."""
+    forget_bias: float = 0.0
+    """Added to the initial bias of the lstm's forget gate."""
 
     def __post_init__(self) -> None:
         at_least(self, "hidden_size", 1)
         at_least(self, "num_layers", 1)
         at_least(self, "embedding_size", 0)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"--dropout must lie in [0, 1), got {self.dropout}.")
+        if not math.isfinite(self.forget_bias):
+            raise ConfigError(f"--forget-bias must be a finite number, got {self.forget_bias}.")
+        needs(
+            self.dropout > 0, "--dropout", self.num_layers > 1, "acts between layers: it needs --num-layers 2 or more"
+        )
+        needs(self.nonlinearity != "tanh", "--nonlinearity", self.cell == "rnn", "belongs to --cell rnn")
+        needs(self.gru_reset != "after", "--gru-reset", self.cell == "gru", "belongs to --cell gru")
+        needs(self.forget_bias != 0, "--forget-bias", self.cell == "lstm", "belongs to --cell lstm")
+        embedded = self.embedding_size > 0
+        needs(self.embedding_activation != "none", "--embedding-activation", embedded, "needs --embedding-size above 0")
+        same = self.embedding_size == self.hidden_size
+        needs(self.tied_weights, "--tied-weights", same, "needs --embedding-size equal to --hidden-size")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How gradients become updates (PyTorch's formulas: shared/optimizers.py)."""
+    """How gradients become updates (formulas: shared/optimizers.py). Clipping goes by value, then by layer, then by
+    global norm; each can be off."""
 
     optimizer: Optimizer = "adam"
     """Update rule."""
+    dialect: Dialect = "torch"
+    """Whose formula: where epsilon stands, whether the learning rate enters the momentum. Numbers are the options'."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's two moments."""
     epsilon: float = 1e-8
-    """Adam's epsilon, added outside the square root."""
+    """Keeps the division of adagrad, rmsprop, adam and adamw finite."""
+    alpha: float = 0.99
+    """Decay of rmsprop's squares."""
+    momentum: float = 0.9
+    """Decay of the velocity of momentum and nesterov."""
+    rmsprop_momentum: float = 0.0
+    """Decay of a velocity behind rmsprop; 0: none."""
+    centered: bool = False
+    """Rmsprop divides by the deviation from the mean gradient."""
+    initial_accumulator: float = 0.0
+    """What adagrad's sums of squares start from."""
+    weight_decay: float = 0.01
+    """Adamw's decay, times the learning rate."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 leaves them alone."""
+    clip_layers: tuple[str, ...] = ()
+    """Norm limits of layers: embedding=0.5 l0=1 l1=0.25 decoder=1; a layer that is not named is left alone."""
+    clip_value: float = 0.0
+    """Every number of every gradient is cut to [-v, v]; 0 leaves them alone."""
 
     def __post_init__(self) -> None:
         positive(self, "epsilon")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"--betas must lie in [0, 1), got {self.betas}.")
-        if not (self.clip_norm >= 0 and math.isfinite(self.clip_norm)):
-            raise ConfigError(f"--clip-norm must be 0 (off) or a positive number, got {self.clip_norm}.")
+        for name in ("alpha", "momentum", "rmsprop_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1), got {getattr(self, name)}.")
+        for name in ("clip_norm", "clip_value", "initial_accumulator", "weight_decay"):
+            zero_or_more(self, name)
+        for each in self.clip_layers:
+            layer_limit(each)
+        rmsprop, adagrad = self.optimizer == "rmsprop", self.optimizer == "adagrad"
+        needs(self.centered, "--centered", rmsprop, "belongs to --optimizer rmsprop")
+        needs(self.rmsprop_momentum > 0, "--rmsprop-momentum", rmsprop, "belongs to --optimizer rmsprop")
+        needs(self.initial_accumulator > 0, "--initial-accumulator", adagrad, "belongs to --optimizer adagrad")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate as a function of the step (formulas: shared/schedules.py)."""
+
+    schedule: Schedule = "constant"
+    """constant; exponential or step decay; cosine with warm restarts; plateau: lower when the held-out loss stalls."""
+    decay_rate: float = 0.96
+    """Factor of exponential and step, each --decay-steps; of plateau, each time."""
+    decay_steps: int = 1000
+    """Steps in which exponential decays once, smoothly, and after which step does at once."""
+    restart_period: int = 0
+    """T_0, length of cosine's first period; 0: the whole run, without a restart."""
+    restart_factor: int = 1
+    """T_mult, how many times as long each period is as the one before."""
+    minimum_rate: float = 0.0
+    """eta_min, where cosine and plateau end."""
+    schedule_unit: Literal["epoch", "step"] = "epoch"
+    """Whether cosine counts, and changes the rate, by epoch or by step."""
+    warmup_steps: int = 0
+    """The rate rises linearly over so many steps, whatever the schedule."""
+    plateau_patience: int = 2
+    """Epochs without a better held-out loss before plateau lowers the rate."""
+    schedule_steps: int = 0
+    """Steps that a schedule over the whole run counts on; 0: those of this run. Kept when a run is prolonged."""
+
+    def __post_init__(self) -> None:
+        for name in ("decay_steps", "restart_factor"):
+            at_least(self, name, 1)
+        for name in ("restart_period", "warmup_steps", "plateau_patience", "schedule_steps"):
+            at_least(self, name, 0)
+        zero_or_more(self, "minimum_rate")
+        if not 0 < self.decay_rate <= 1:
+            raise ConfigError(f"--decay-rate must lie in (0, 1], got {self.decay_rate}.")
+        cosine, restarts = self.schedule == "cosine", self.restart_period > 0
+        ends = cosine or self.schedule == "plateau"
+        needs(restarts, "--restart-period", cosine, "belongs to --schedule cosine")
+        needs(self.restart_factor > 1, "--restart-factor", restarts, "needs --restart-period")
+        needs(self.schedule_unit != "epoch", "--schedule-unit", cosine, "belongs to --schedule cosine")
+        needs(self.minimum_rate > 0, "--minimum-rate", ends, "belongs to --schedule cosine or plateau")
+        once = cosine and not restarts
+        needs(self.schedule_steps > 0, "--schedule-steps", once, "belongs to --schedule cosine without restarts")
 
 
 @dataclass(frozen=True)
@@ -77,16 +182,21 @@ class TrainingConfig:
     patience: int = 5
     """Stop when the held-out loss has not improved for this many epochs; 0: never."""
     seed: int = 0
-    """Decides initial weights, shuffles and samples, in every implementation alike."""
+    """Decides initial weights, shuffles, dropout and samples, in every implementation alike."""
+    stride: int = 0
+    """0 reads a running text as contiguous streams with carried state; n reads shuffled windows, one every n tokens."""
+    carry_state: bool = False
+    """With --stride, windows start from the state that the batch before left, and not from zero."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seq_length", "epochs"):
             at_least(self, name, 1)
-        for name in ("max_steps", "patience", "seed"):
+        for name in ("max_steps", "patience", "seed", "stride"):
             at_least(self, name, 0)
         positive(self, "learning_rate")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed must be below 2**63, got {self.seed}.")
+        needs(self.carry_state, "--carry-state", self.stride > 0, "needs --stride; streams carry their state anyway")
 
 
 @dataclass(frozen=True)
@@ -102,9 +212,40 @@ class CorpusConfig:
     """Folder with copies of the named corpora, `<name>/<file>`, used instead of the network; also ROSETTA_DATA_DIR."""
     minimum_count: int = 1
     """Characters seen less often than this become the unknown symbol."""
+    normalize: Literal["none", "letters"] = "none"
+    """letters: lower case, and every run of anything but a-z becomes one space (as d2l reads The Time Machine)."""
+    drop: str = ""
+    """Characters to leave out of the text."""
+    first_characters: int = 0
+    """Read only so many characters of the text; 0: all."""
+    minimum_length: int = 0
+    """Leave out poems with fewer characters."""
+    maximum_length: int = 0
+    """Leave out poems with more characters; 0: no limit."""
+    cut: bool = False
+    """Poems longer than --seq-length are cut to it, not left out."""
+    held_out: float = 0.1
+    """Share of the text that is held out, by a rule that no seed changes; 0: evaluate on the training text."""
+    subwords: int = 0
+    """Size of a vocabulary of BPE subwords learned from the training text; 0: characters."""
 
     def __post_init__(self) -> None:
         at_least(self, "minimum_count", 1)
+        for name in ("first_characters", "minimum_length", "maximum_length", "subwords"):
+            at_least(self, name, 0)
+        if not 0 <= self.held_out <= 0.5:
+            raise ConfigError(f"--held-out must lie in [0, 0.5], got {self.held_out}.")
+        if 0 < self.maximum_length < self.minimum_length:
+            raise ConfigError(
+                f"--maximum-length {self.maximum_length} is below --minimum-length {self.minimum_length}: "
+                "no poem could pass."
+            )
+        needs(
+            self.subwords > 0,
+            "--subwords",
+            self.minimum_count == 1,
+            "knows no rare characters: leave --minimum-count at 1",
+        )
         if not self.corpus:
             raise ConfigError("--corpus is empty; give a name (`python -m runner corpora` lists them) or a file.")
 
@@ -114,11 +255,12 @@ class RuntimeConfig:
     """Where it runs; never changes what is computed."""
 
     engine: Engine = "scratch"
-    """scratch: the cell written out, unrolled by the framework."""
+    """scratch: the cell written out, unrolled by the framework; native: the framework's own layer."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where the framework sees one."""
     dtype: Dtype = "float32"
-    """Precision of parameters and arithmetic."""
+    """Precision. float32 and float64: of everything; tf32: float32 with products rounded to TF32 (NVIDIA GPUs from
+    Ampere on); bfloat16: layers computed in bfloat16, parameters, loss and optimizer in float32."""
     threads: int = 0
     """Processor threads; 0: all cores this process may use (NumPy: one, its products are too small to share)."""
     tuning: bool = True
@@ -172,6 +314,34 @@ def positive(config: Any, name: str) -> None:
         raise ConfigError(f"--{name.replace('_', '-')} must be a positive number, got {value}.")
 
 
+def zero_or_more(config: Any, name: str) -> None:
+    """Raise ConfigError where a field is negative or not finite."""
+    value = getattr(config, name)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ConfigError(f"--{name.replace('_', '-')} must be 0 (off) or a positive number, got {value}.")
+
+
+def needs(given: bool, flag: str, met: bool, condition: str) -> None:
+    """Raise ConfigError where an option is given that could have no effect."""
+    if given and not met:
+        raise ConfigError(f"{flag} {condition}.")
+
+
+def layer_limit(text: str) -> tuple[str, float]:
+    """The layer and the limit of an entry of --clip-layers."""
+    layer, _, number = text.partition("=")
+    known = layer in ("embedding", "decoder") or (layer[:1] == "l" and layer[1:].isdecimal())
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = 0.0
+    if not (known and limit > 0 and math.isfinite(limit)):
+        raise ConfigError(
+            f"--clip-layers takes entries such as embedding=0.5, l0=1 (the first layer) or decoder=1, got {text!r}."
+        )
+    return layer, limit
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A config as JSON values."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
@@ -196,6 +366,8 @@ def restore(name: str, value: Any, default: Any) -> Any:
     """A JSON value as the type of the field's default."""
     if name == "data_dir":
         return None if value is None else Path(value)
+    if default == () and isinstance(value, list):
+        return tuple(restore(name, part, "") for part in value)
     if isinstance(default, tuple) and isinstance(value, list) and len(value) == len(default):
         return tuple(restore(name, part, like) for part, like in zip(value, default, strict=True))
     if isinstance(default, float) and type(value) is int:

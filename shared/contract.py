@@ -6,7 +6,8 @@ runner carries it from call to call and looks inside only through `dump_state`. 
 Every function is deterministic: the same call on the same device gives the same bits.
 
 Time runs to the right and so does padding: `mask` is False only at the end of a row. A padded step is computed like any
-other and weighs nothing, so no real step ever sees it, its gradient is exactly zero, and shapes stay fixed.
+other and weighs nothing, so no real step ever sees it, its gradient is exactly zero, and shapes stay fixed. A
+many-to-one model predicts at the last unmasked step of a row only; a row that is all padding weighs nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +36,8 @@ class Batch(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Derivatives of the mean loss of one batch; exactly zero where a row was reset or a token was not used."""
+    """Derivatives of the mean loss of one batch; exactly zero where a row was reset or a token was not used (with tied
+    weights every token is used)."""
 
     parameters: dict[str, Array]  # as the parameters
     initial_state: dict[str, Array]  # as `dump_state`
@@ -44,18 +46,18 @@ class Gradients(NamedTuple):
 class TrainingSteps(NamedTuple):
     """What K training steps report, and the state after the last one."""
 
-    losses: Array  # float64 [K], nats per unmasked token, before each update
+    losses: Array  # float64 [K], nats per prediction, before each update
     gradient_norms: Array  # float64 [K], global, before clipping
     finite: Array  # bool [K]: False means that the step changed neither parameters, optimizer nor state
     state: State
 
 
 class Evaluation(NamedTuple):
-    """Sums over the unmasked tokens of the batches, and the state after the last one."""
+    """Sums over the predictions of the batches, and the state after the last one."""
 
     nats: float
-    tokens: int
-    hits: int  # tokens whose target had the greatest logit
+    tokens: int  # predictions: unmasked tokens, or rows of a many-to-one model
+    hits: int  # those whose target had the greatest logit
     state: State
 
 
@@ -67,8 +69,8 @@ class LanguageModel(Protocol):
     """
 
     device: str  # "cpu", or "cuda:0 (NVIDIA H200)"
-    engine: str  # "scratch": the cell written out, unrolled by the framework
-    kernel: str  # what multiplies and loops, e.g. "lax.scan, XLA"
+    engine: str  # "scratch": the cell written out, unrolled by the framework; "native": the framework's own layer
+    kernel: str  # what multiplies and loops, e.g. "lax.scan, XLA", or "torch.nn.LSTM, cuDNN"
 
     def load_parameters(self, parameters: Arrays) -> None:
         """Copy in, cast to the model's dtype. `ParameterError` names what is missing, unexpected, misshapen."""
@@ -82,6 +84,9 @@ class LanguageModel(Protocol):
     def dump_optimizer(self) -> tuple[dict[str, Array], int]:
         """The optimizer's slots and the number of updates made: a run can change framework and not notice."""
 
+    def reset_optimizer(self) -> None:
+        """Slots as they start, no update made; `load_parameters` does the same."""
+
     def initial_state(self, batch_size: int) -> State:
         """The zero state for `batch_size` rows."""
 
@@ -92,22 +97,24 @@ class LanguageModel(Protocol):
         """The inverse of `load_state`."""
 
     def logits(self, tokens: Array, state: State) -> tuple[Array, State]:
-        """tokens [B, T] -> unnormalised log-probabilities [B, T, V] and the state after them."""
+        """tokens [B, T] -> unnormalised log-probabilities [B, T, V], [B, V] of a many-to-one model, and the state after
+        them."""
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        """Mean cross-entropy in nats per unmasked token, its gradients (not clipped; truncated at the batch's
-        border), and the state after the batch. `step` chooses the dropout masks; None: no dropout."""
+        """Mean cross-entropy in nats per prediction, its gradients (not clipped; truncated at the batch's border), and
+        the state after the batch. `step`, the number of updates made before, chooses the dropout masks
+        (`shared.random_bits.keep_mask`); None: no dropout."""
 
     def train_steps(self, batches: Batch, state: State, learning_rates: Array) -> TrainingSteps:
-        """K steps without leaving the device: gradients, clip by global norm, update; the state is carried, not its
-        gradient. batches: stacked [K, B, T]; learning_rates: float64 [K]."""
+        """K steps without leaving the device: gradients with dropout, clipping, update (`shared.optimizers`); the state
+        is carried, not its gradient. batches: stacked [K, B, T]; learning_rates: float64 [K]."""
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         """Sums over stacked batches, accumulated in float64; no parameter changes."""
 
     def trace(self, batch: Batch, state: State) -> dict[str, Array]:
-        """Every gate and state of every layer and step, "<field>_l<k>" [B, T, H], and "logits" [B, T, V]: with the
-        fields of the cell's State and Gates."""
+        """Every gate and state of every layer and step, "<field>_l<k>" [B, T, H], and "logits" as `logits`, computed
+        by the scratch engine: with the fields of the cell's State and Gates."""
 
     def generate(
         self,
@@ -126,12 +133,13 @@ class LanguageModel(Protocol):
         """
 
 
-CreateModel = Callable[[ModelConfig, OptimizerConfig, int, RuntimeConfig], LanguageModel]
-"""What each implementation exports: create_model(model, optimizer, vocabulary_size, runtime), parameters all zero."""
+CreateModel = Callable[[ModelConfig, OptimizerConfig, int, RuntimeConfig, int], LanguageModel]
+"""What each implementation exports: create_model(model, optimizer, vocabulary_size, runtime, seed), with parameters all
+zero and the seed of the dropout masks. ImplementationError: what the engine, device or precision cannot do here."""
 
 CONVENTIONS = """
-Canonical names, shapes and conventions. G is 1 for rnn, 4 for lstm, 3 for gru. Layer k reads I inputs: E (or V for
-one-hot input) at layer 0, H above. A weight [out, in] multiplies from the left, as in PyTorch.
+Canonical names, shapes and conventions. G is 1 for rnn and wrnn, 4 for lstm, 3 for gru. Layer k reads I inputs: E (or V
+for one-hot input) at layer 0, H above. A weight [out, in] multiplies from the left, as in PyTorch. ' = the step before.
 
 name                    shape       exists for            convention
 embedding.weight        [V, E]      embedding_size > 0    row = token; the PAD row is a row like any other
@@ -139,24 +147,28 @@ rnn.weight_ih_l{k}      [G*H, I]    rnn lstm gru          gates stacked along ax
                                                           One-hot input: I = V, a token picks a column
 rnn.weight_hh_l{k}      [G*H, H]    rnn lstm gru          same order
 rnn.bias_l{k}           [G*H]       rnn lstm gru          one bias; libraries with two hold it in the first
-rnn.bias_hn_l{k}        [H]         gru, reset after      inside the reset product: n = tanh(W x + b + r (U h + b_hn))
-(none)                              gru, reset before     n = tanh(W x + b + U (r h)): no bias_hn
+rnn.bias_hn_l{k}        [H]         gru, reset after      inside the reset product: n = tanh(W x + b + r (U h' + b_hn))
+(none)                              gru, reset before     n = tanh(W x + b + U (r h')): no bias_hn
 rnn.weight_ih_l{k}      [H, I]      wrnn                  U: inputs to the first half, a = s(U x + W a' + s1)
-rnn.weight_hh_l{k}      [H, H]      wrnn                  W: a' to a (' = the step before)
+rnn.weight_hh_l{k}      [H, H]      wrnn                  W: a' to a
 rnn.bias_l{k}           [H]         wrnn                  s1
 rnn.weight_ab_l{k}      [H, H]      wrnn                  V: a to b,  b = s(V a + R a' + T b' + s2)
 rnn.weight_skip_l{k}    [H, H]      wrnn                  R: a' to b
 rnn.weight_bb_l{k}      [H, H]      wrnn                  T: b' to b
 rnn.bias_b_l{k}         [H]         wrnn                  s2
-rnn.residual_l{k}       [H, I]      residual, I != H      layer k adds its input, projected; no array where I = H
+rnn.residual_l{k}       [H, I]      residual              layer k adds its input, projected by this; where I = H, and
+                                                          the input is no token, as it is: no array
 decoder.weight          [V, H]      not tied              tied weights: embedding.weight serves (E = H)
 decoder.bias            [V]         always
 
-state                   "hidden_l{k}" [B, H]; lstm also "cell_l{k}"; wrnn "first_l{k}" (a) and "hidden_l{k}" (b)
-gru update gate z       keeps: h = (1 - z) n + z h'
+state                   "hidden_l{k}" [B, H]; lstm also "cell_l{k}"; wrnn "hidden_l{k}" (b) and "first_l{k}" (a)
+rnn                     h = tanh(W x + b + U h'), or relu
 lstm                    c = f c' + i g, h = o tanh(c)
+gru                     h = (1 - z) n + z h': the update gate z keeps
+embedding activation    between the embedding and layer 0; tied weights stay as they are
+a layer's output        h, plus its input if residual; times keep / (1 - rate) in training where dropout acts, which is
+                        between layers: the state h is never dropped, the top output neither
 many-to-one             logits [B, V] of the last unmasked step, targets [B]
-loss                    sum(nats * mask) / sum(mask) over the whole batch
-clip by global norm     g * c / max(norm, c), norm over every parameter
-optimizer slots         "<slot>.<parameter>", PyTorch's slot names (shared.optimizers)
+loss                    sum(nats) / count over all predictions of the batch
+clipping, optimizers    shared.optimizers; slots are "<slot>.<parameter>", with PyTorch's slot names
 """
