@@ -103,13 +103,11 @@ def show(rows: Rows, refusals: Rows) -> None:
     columns = [name for name in dict.fromkeys(COLUMNS.values()) if any(column(row) == name for row in rows)]
     lines: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: list(IMPLEMENTATIONS).index(row["impl"])):
-        lines.setdefault(f"{row['impl']} {row['engine']} {row['dtype']}", []).append(row)
-    table = [
-        (name, str(len({row["case"] for row in each})), *(worst(each, group) for group in columns), verdict(each))
-        for name, each in lines.items()
-    ]
-    title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude (training: {K} steps)"
-    show_table(title, ("", "cases", *columns, ""), table, range(1, 2 + len(columns)))
+        native = "native " if row["engine"] == "native" else ""
+        lines.setdefault(f"{row['impl']} {native}{row['dtype']}", []).append(row)
+    table = [(name, *(worst(each, group) for group in columns), verdict(each)) for name, each in lines.items()]
+    title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude ({K} steps of training)"
+    show_table(title, ("", *columns, ""), table, range(1, 1 + len(columns)))
     for reason in dict.fromkeys(f"{each['impl']}: {each['refused']}" for each in refusals):
         say(f"not examined: {reason}", "dim")
     failed = [row for row in rows if not row["ok"]]
@@ -119,7 +117,8 @@ def show(rows: Rows, refusals: Rows) -> None:
             f"{row['max_relative_error']:.2g}, at most {row['bound']:.2g} expected",
             "red",
         )
-    say(f"{len(rows)} quantities compared, {len(failed)} differ", "red" if failed else "green")
+    count = len({row["case"] for row in rows})
+    say(f"{len(rows)} quantities in {count} cases compared, {len(failed)} differ", "red" if failed else "green")
 
 
 def worst(rows: list[dict[str, Any]], name: str) -> str:

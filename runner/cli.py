@@ -16,6 +16,7 @@ from shared.config import (
     Reader,
     RuntimeConfig,
     SamplingConfig,
+    ScheduleConfig,
     TrainingConfig,
     to_json,
 )
@@ -32,6 +33,7 @@ class Train:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     run_dir: Path | None = None
@@ -43,6 +45,10 @@ class Train:
     """The samples at the end go on from this text."""
     length: int = 300
     """Tokens of each sample at the end."""
+    statistics: bool = True
+    """Measure at the end what samples are like, where that takes less than about a tenth of the run."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run directory, too."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,13 @@ class Sample:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     start_characters: str = ""
     """One text from each of these characters."""
+    statistics: bool = False
+    """No text, but what it is like, beside held-out text: 20,000 characters at each of five temperatures or, where
+    --temperature is not its default, at that one."""
+    json: Path | None = None
+    """Write the statistics to this file."""
+    data_dir: Path | None = None
+    """Folder with copies of the named corpora, for --statistics; also ROSETTA_DATA_DIR."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -83,7 +96,7 @@ class Check:
 
     impl: str = "all"
     """Implementations with commas between, or all that are installed."""
-    cell: Literal["all", "rnn", "lstm", "gru"] = "all"
+    cell: Literal["all", "rnn", "lstm", "gru", "wrnn"] = "all"
     """Cells to check."""
     dtype: Annotated[Literal["float64", "float32", "both"], tyro.conf.arg(help=DTYPE_HELP)] = "both"
     device: str = "cpu"
@@ -106,6 +119,7 @@ class Compare:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=lambda: COMPARED)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     run_dir: Path | None = None
@@ -118,16 +132,13 @@ class Compare:
 
 @dataclass(frozen=True)
 class Corpora:
-    """The named corpora: list them, fetch and verify one, show one."""
+    """The named corpora: list them, fetch and verify one, show one as the options make it."""
 
     action: Annotated[Literal["list", "fetch", "verify", "show"], tyro.conf.Positional] = "list"
     """What to do."""
     name: Annotated[str, tyro.conf.Positional] = ""
     """A name from the list; show also takes a file of yours."""
-    data_dir: Path | None = None
-    """Folder with copies of the named corpora; also ROSETTA_DATA_DIR."""
-    reader: Reader = "auto"
-    """How to read a file of yours; auto looks at its lines."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ def parse(arguments: list[str], default: Train | None = None) -> Options:
 def command_line(command: str, options: Train | Compare, default: Train | Compare) -> str:
     """The command that does it again: what differs from the defaults, quoted for a shell."""
     words = ["python -m runner", command]
-    for part in ("model", "training", "optimizer", "corpus", "runtime"):
+    for part in ("model", "training", "optimizer", "schedule", "corpus", "runtime"):
         given, usual = to_json(getattr(options, part)), to_json(getattr(default, part))
         words += [flag(name, value) for name, value in given.items() if value != usual[name]]
     return " ".join(words)

@@ -3,7 +3,8 @@ process of its own; one table, one page. Only one computes at a time where time 
 
 import platform
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -13,18 +14,20 @@ import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from runner import check
-from runner.cli import Check, Compare, command_line
+from runner.cli import Compare, command_line
 from runner.console import console, say, show_table
 from runner.environment import available_cores, in_force, processor
-from runner.examination import Examinee
+from runner.examination import Examinee, small_copy
 from runner.experiment import Experiment, prepare, stack_size
 from runner.participants import SAMPLE_LENGTH, Field
 from runner.registry import chosen
 from runner.rundir import new_folder, refuse_existing
 from runner.sample import TEMPERATURES
 from runner.workers import Worker
-from shared.config import to_json
+from shared.config import ScheduleConfig, to_json
+from shared.errors import ConfigError
 from shared.files import strict_json, write_atomically
+from shared.schedules import settled, steps_of_run
 
 ROUNDS = 7
 HELD_OUT_BOUND = 1e-3  # relative spread of the held-out losses of the float32 runs
@@ -44,7 +47,10 @@ def run(options: Compare) -> int:
     """The whole comparison; 1 where implementations differ or fail."""
     started = time.perf_counter()
     names = chosen(options.impl)
-    experiment = prepare(options.corpus, options.training)  # before any worker starts: a bad corpus is said once
+    refuse_plateau(options.schedule)
+    # before any worker starts: a bad corpus is said once
+    experiment = prepare(options.corpus, options.training, options.model)
+    options = replace(options, schedule=settled(options.schedule, options.training, len(experiment.training)))
     refuse_existing(options.run_dir)
     result: dict[str, Any] = describe(options, experiment)
     with ExitStack() as stack:
@@ -58,6 +64,12 @@ def run(options: Compare) -> int:
     result["ok"] = verdict(result)
     folder = new_folder(options.run_dir, f"compare-{Path(options.corpus.corpus).stem}-{options.model.cell}")
     return publish(result, folder, options)
+
+
+def refuse_plateau(schedule: ScheduleConfig) -> None:
+    """ConfigError for a schedule that follows the held-out loss: runs that differ in a last bit could part there."""
+    if schedule.schedule == "plateau":
+        raise ConfigError("--schedule plateau follows each run's own held-out loss: compare gives all the same rates.")
 
 
 def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
@@ -75,11 +87,10 @@ def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
 
 
 def check_cell(field: Field, options: Compare, result: dict[str, Any]) -> None:
-    """The examination of `check`, for the cell that is compared."""
-    asked = Check(impl=",".join(field.workers), cell=options.model.cell, dtype="float64")
+    """The examination of `check`, for a small copy of the model that is compared, and its optimizer."""
+    case = small_copy(options.model, options.optimizer, options.runtime.engine)
     with Worker("reference", Examinee, "numpy", "cpu") as reference:
-        opened = {"reference": reference, **field.workers}
-        result["check"] = check.examine(lambda name, *_: nullcontext(opened[name]), asked)
+        result["check"], _ = check.examine([case], ["float64"], reference, field.workers)
     for row in result["check"]:
         if row["quantity"].startswith("failed") and row["impl"] in field.workers:
             field.drop(row["impl"], row["quantity"])
@@ -188,11 +199,11 @@ def distance(values: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 
 def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
     """What is compared, on which text, on which machine."""
-    parts = ("model", "training", "optimizer")
+    parts = ("model", "training", "optimizer", "schedule")
     settings = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
-    every = options.training.epochs * len(experiment.training)
     size = stack_size(options.model, experiment, options.training, "cpu")
-    extra = {"steps": min(every, options.training.max_steps or every), "stack": min(size, len(experiment.training))}
+    count = len(experiment.training)
+    extra = {"steps": steps_of_run(options.training, count), "stack": min(size, count)}
     return {
         "command": command_line(f"compare --impl {options.impl}", options, Compare()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +26,9 @@ def show_table(
     """Print a table: numbers (`right`) aligned, long texts (`wrap`) folded; East Asian characters count as two wide."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place in right else "left", no_wrap=place not in wrap)
+        folded = place in wrap
+        overflow: OverflowMethod = "fold" if folded else "ellipsis"
+        table.add_column(column, justify="right" if place in right else "left", no_wrap=not folded, overflow=overflow)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     console.print(table)

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from runner.cli import Evaluate
 from runner.console import say, show_table
-from runner.experiment import Experiment, evaluate, held_out_batches, stack_size
+from runner.experiment import Experiment, Reading, evaluate, stack_size
 from runner.sample import model_of, open_checkpoint
 from shared.checkpoint import Checkpoint
 from shared.config import CorpusConfig, ModelConfig, TrainingConfig, from_json
@@ -39,11 +39,15 @@ def run(options: Evaluate) -> int:
 
 
 def held_out_of(checkpoint: Checkpoint, options: Evaluate) -> Experiment:
-    """The text to be read, in the checkpoint's own symbols."""
-    stored = from_json(CorpusConfig, checkpoint.config.get("corpus"))
+    """The text to be read, in the checkpoint's own symbols. Of another corpus, what the checkpoint's options say about
+    characters holds, and what they say about how much to read does not."""
+    config, strict = from_json(CorpusConfig, checkpoint.config.get("corpus")), True
     if options.corpus:
-        stored = replace(stored, corpus=options.corpus, reader=options.reader)
-    corpus = load_corpus(replace(stored, data_dir=options.data_dir or stored.data_dir))
+        whole = replace(config, first_characters=0, minimum_length=0, maximum_length=0)
+        config, strict = replace(whole, corpus=options.corpus, reader=options.reader), False
+    corpus = load_corpus(replace(config, data_dir=options.data_dir or config.data_dir), strict=strict)
     training = from_json(TrainingConfig, checkpoint.config.get("training"))
-    parts = [held_out_batches(corpus.poems, part, checkpoint.vocabulary, training) for part in split(corpus)]
-    return Experiment(corpus, checkpoint.vocabulary, *parts)
+    many_to_one = from_json(ModelConfig, checkpoint.config.get("model")).many_to_one
+    reading = Reading(corpus.poems, checkpoint.vocabulary, training, many_to_one, config.cut)
+    seen, unseen = (reading.held_out_batches(part) for part in split(corpus, config.held_out))
+    return Experiment(corpus, checkpoint.vocabulary, seen, unseen)

@@ -31,7 +31,9 @@ OPTIMIZERS = {
     "momentum": OptimizerConfig(optimizer="momentum", clip_layers=("l0=0.3", "decoder=0.2"), clip_norm=0.0),
     "momentum, keras": OptimizerConfig(optimizer="momentum", dialect="keras"),
     "nesterov": OptimizerConfig(optimizer="nesterov"),
-    "nesterov, keras": OptimizerConfig(optimizer="nesterov", dialect="keras", clip_value=0.05, clip_layers=("l0=0.2",)),
+    "nesterov, keras": OptimizerConfig(
+        optimizer="nesterov", dialect="keras", clip_norm=0.25, clip_value=0.05, clip_layers=("l0=0.2",)
+    ),
     "adagrad": OptimizerConfig(optimizer="adagrad", initial_accumulator=0.1),
     "adagrad, keras": OptimizerConfig(optimizer="adagrad", dialect="keras"),
     "rmsprop": OptimizerConfig(optimizer="rmsprop"),
@@ -144,7 +146,7 @@ def make_case(name: str, design: Design) -> Case:
 
 def strengthened(optimizer: OptimizerConfig) -> OptimizerConfig:
     """With numbers that make a mistake visible within 50 steps."""
-    clip_norm = 0.7 if optimizer.clip_norm else 0.0
+    clip_norm = min(optimizer.clip_norm, 0.7)
     return replace(optimizer, betas=(0.8, 0.95), alpha=0.9, momentum=0.8, epsilon=1e-2, clip_norm=clip_norm)
 
 

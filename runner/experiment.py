@@ -1,20 +1,33 @@
 """From options to what every command needs: the corpus, its vocabulary, its batches, and a model with its weights."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from runner.console import say
-from shared.batching import Batches, PoemBatches, StreamBatches, stack
+from shared.batching import (
+    Batches,
+    LastTargets,
+    PoemBatches,
+    StreamBatches,
+    WindowBatches,
+    stack,
+    unmasked_targets,
+)
 from shared.config import CorpusConfig, ModelConfig, TrainingConfig
 from shared.contract import Batch, LanguageModel
 from shared.corpora import Corpus, load_corpus, split
+from shared.corpora.corpus import Texts
+from shared.corpora.long import encode, pieces
+from shared.errors import ConfigError
 from shared.evaluation import Score, unigram_loss
 from shared.parameters import parameter_shapes
-from shared.vocabulary import Vocabulary, build_vocabulary
+from shared.vocabulary import Vocabulary, add_subwords, build_vocabulary
 
 HALF_A_SECOND = {"cpu": 8e9, "cuda": 8e11}
 """Floating-point operations of about half a second: a stack holds no more, so that progress and Ctrl-C do not lag."""
@@ -28,12 +41,23 @@ class Experiment:
     vocabulary: Vocabulary
     training: Batches
     held_out: Batches
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
 
     @cached_property
     def unigram_loss(self) -> float:
         """Nats per held-out token of the model that knows only how often each token occurs."""
-        seen, unseen = (np.concatenate(list(targets(each))) for each in (self.training, self.held_out))
-        return unigram_loss(seen, unseen, len(self.vocabulary))
+        return unigram_loss(*(each.counts(len(self.vocabulary)) for each in (self.training, self.held_out)))
+
+    @cached_property
+    def characters_per_token(self) -> float:
+        """Of the training text; what is no text, such as a poem's end, has none."""
+        counts = self.training.counts(len(self.vocabulary))
+        return float(counts @ self.vocabulary.lengths / counts.sum())
+
+    def bits_per_character(self, loss: float) -> float:
+        """Of a training loss in nats per token."""
+        return loss / (self.characters_per_token * math.log(2))
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the text."""
@@ -44,49 +68,111 @@ class Experiment:
             "reader": self.corpus.reader,
             "characters": sum(map(len, self.corpus.texts)),
             "vocabulary_size": len(self.vocabulary),
-            "training_tokens": sum(map(len, targets(self.training))),
-            "held_out_tokens": sum(map(len, targets(self.held_out))),
+            "training_tokens": int(self.training.counts(len(self.vocabulary)).sum()),
+            "held_out_tokens": int(self.held_out.counts(len(self.vocabulary)).sum()),
             "unigram_perplexity": float(np.exp(self.unigram_loss)),
         }
 
 
-def prepare(config: CorpusConfig, training: TrainingConfig) -> Experiment:
-    """Load, split, and number the text; the vocabulary comes from the whole of it."""
+def prepare(config: CorpusConfig, training: TrainingConfig, model: ModelConfig) -> Experiment:
+    """Load, split, and number the text."""
     corpus = load_corpus(config, say)
-    vocabulary = build_vocabulary(corpus.texts, config.minimum_count, corpus.poems)
-    seen, unseen = split(corpus)
-    batches = make_batches(corpus.poems, seen, vocabulary, training, shuffle=True)
-    return Experiment(corpus, vocabulary, batches, held_out_batches(corpus.poems, unseen, vocabulary, training))
+    check_reading(corpus, training, model.many_to_one)
+    seen, unseen = split(corpus, config.held_out)
+    vocabulary = learn_vocabulary(corpus, seen, config)
+    reading = Reading(corpus.poems, vocabulary, training, model.many_to_one, config.cut)
+    batches = reading.training_batches(seen)
+    return Experiment(corpus, vocabulary, batches, reading.held_out_batches(unseen), notes(config, training, batches))
 
 
-def make_batches(
-    poems: bool, texts: tuple[str, ...], vocabulary: Vocabulary, training: TrainingConfig, shuffle: bool
-) -> Batches:
-    """Padded poems, or contiguous streams."""
-    size, length = training.batch_size, training.seq_length
-    if poems:
-        encoded = [vocabulary.encode(text) for text in texts]
-        return PoemBatches(encoded, size, length, vocabulary, training.seed, shuffle)
-    return StreamBatches(vocabulary.encode(texts[0]), size, length)
+def learn_vocabulary(corpus: Corpus, seen: Texts, config: CorpusConfig) -> Vocabulary:
+    """The characters of the whole text, so that none is unknown, and the subwords of its training part."""
+    characters = build_vocabulary(pieces_of(corpus.texts), config.minimum_count, corpus.poems)
+    return add_subwords(characters, pieces_of(seen), config.subwords) if config.subwords else characters
 
 
-def held_out_batches(poems: bool, texts: tuple[str, ...], vocabulary: Vocabulary, training: TrainingConfig) -> Batches:
-    """The same shapes as in training where the text is long enough, so that nothing is compiled twice."""
-    if poems:
-        length = training.seq_length
-        rows = sum(len(text) < length for text in texts)  # the end takes a step, too
-    else:
-        length = max(1, min(training.seq_length, len(texts[0]) - 1))
-        rows = (len(texts[0]) - 1) // length
-    small = TrainingConfig(batch_size=max(1, min(training.batch_size, rows)), seq_length=length, seed=training.seed)
-    return make_batches(poems, texts, vocabulary, small, shuffle=False)
+def pieces_of(texts: Texts) -> Iterator[str]:
+    """The texts, long ones piece by piece."""
+    return chain.from_iterable(map(pieces, texts))
 
 
-def targets(batches: Batches) -> Iterator[np.ndarray]:
-    """The unmasked targets of an epoch, batch by batch."""
-    for index in range(len(batches)):
-        batch = batches.batch(0, index)
-        yield batch.targets[batch.mask]
+def check_reading(corpus: Corpus, training: TrainingConfig, many_to_one: bool) -> None:
+    """Raise ConfigError where poems are to be read in a way that is a running text's."""
+    if not corpus.poems:
+        return
+    if training.stride:
+        raise ConfigError(
+            f"--stride cuts a running text into windows, and {corpus.name} is read as poems (reader: {corpus.reader}), "
+            "each a row of its own. Leave it out, or read a file of yours with --reader text."
+        )
+    if many_to_one:
+        raise ConfigError(
+            f"--many-to-one predicts only what follows a window, and of {corpus.name}, read as poems (reader: "
+            f"{corpus.reader}), that would be the end of each poem and nothing else. Take a running text."
+        )
+
+
+def notes(config: CorpusConfig, training: TrainingConfig, batches: Batches) -> tuple[str, ...]:
+    """What the options and the lengths of poems lead to."""
+    found = []
+    if not config.held_out:
+        found.append("--held-out 0: the held-out figures are of the training text itself")
+    if isinstance(batches, PoemBatches) and batches.left_out:
+        found.append(f"{batches.left_out} poems longer than --seq-length {training.seq_length} are left out")
+    if isinstance(batches, PoemBatches) and batches.cut:
+        found.append(f"{batches.cut} poems longer than --seq-length {training.seq_length} are cut, without an end")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts become batches."""
+
+    poems: bool
+    vocabulary: Vocabulary
+    training: TrainingConfig
+    many_to_one: bool
+    cut: bool
+
+    def training_batches(self, texts: Texts) -> Batches:
+        """Padded poems, shuffled windows, or contiguous streams."""
+        size, length, stride = self.training.batch_size, self.training.seq_length, self.training.stride
+        if self.poems:
+            return self._poems(self._encoded(texts), size, shuffle=True)
+        tokens = encode(self.vocabulary, texts[0])
+        if stride:
+            seed, carry_state = self.training.seed, self.training.carry_state
+            return self._aimed(WindowBatches(tokens, size, length, stride, seed, carry_state=carry_state))
+        return self._aimed(StreamBatches(tokens, size, length))
+
+    def held_out_batches(self, texts: Texts) -> Batches:
+        """The same shapes as in training where the text is long enough, so that nothing is compiled twice. What was
+        learned from windows is measured on streams with carried state, where every token is predicted once; only
+        many-to-one, which knows no state but that of its window, is measured on windows, too."""
+        if self.poems:
+            encoded = self._encoded(texts)
+            fitting = len(encoded) if self.cut else sum(len(poem) < self.training.seq_length for poem in encoded)
+            return self._poems(encoded, self._rows(fitting), shuffle=False)
+        tokens = encode(self.vocabulary, texts[0])
+        length = max(1, min(self.training.seq_length, len(tokens) - 1))
+        stride = self.training.stride
+        if self.many_to_one and stride:
+            size = self._rows((len(tokens) - 1 - length) // stride + 1)
+            return LastTargets(WindowBatches(tokens, size, length, stride, self.training.seed, shuffle=False))
+        return self._aimed(StreamBatches(tokens, self._rows((len(tokens) - 1) // length), length))
+
+    def _rows(self, available: int) -> int:
+        return max(1, min(self.training.batch_size, available))
+
+    def _encoded(self, texts: Texts) -> list[np.ndarray]:
+        return [encode(self.vocabulary, text) for text in texts]
+
+    def _poems(self, encoded: list[np.ndarray], size: int, shuffle: bool) -> PoemBatches:
+        length, seed = self.training.seq_length, self.training.seed
+        return PoemBatches(encoded, size, length, self.vocabulary, seed, shuffle, self.cut)
+
+    def _aimed(self, batches: StreamBatches | WindowBatches) -> Batches:
+        return LastTargets(batches) if self.many_to_one else batches
 
 
 def stack_size(model: ModelConfig, experiment: Experiment, training: TrainingConfig, device: str) -> int:
@@ -108,12 +194,11 @@ def stacks(batches: Batches, epoch: int, start: int, stop: int, size: int) -> It
 
 def evaluate(model: LanguageModel, experiment: Experiment, size: int) -> Score:
     """The model on the held-out text, read from the zero state."""
-    batches = experiment.held_out
+    batches, lengths = experiment.held_out, experiment.vocabulary.lengths
     state = model.initial_state(len(batches.batch(0, 0).tokens))
-    nats, tokens, hits = 0.0, 0, 0
+    nats, tokens, hits, characters = 0.0, 0, 0, 0
     for stacked in stacks(batches, 0, 0, len(batches), size):
         result = model.evaluate(stacked, state)
         nats, tokens, hits, state = nats + result.nats, tokens + result.tokens, hits + result.hits, result.state
-    eos = experiment.vocabulary.eos
-    ends = 0 if eos is None else sum(int((each == eos).sum()) for each in targets(batches))
-    return Score(nats, tokens, hits, tokens - ends)
+        characters += int(lengths[unmasked_targets(stacked)].sum())
+    return Score(nats, tokens, hits, characters)

@@ -16,7 +16,8 @@ from runner.registry import create_model, versions
 from runner.sample import write_texts
 from runner.workers import Worker, WorkerError
 from shared.config import Dtype, SamplingConfig
-from shared.parameters import initial_parameters
+from shared.initializers import initial_parameters
+from shared.schedules import learning_rates
 
 SAMPLE_LENGTH = 240
 
@@ -28,7 +29,7 @@ class Participant(Examinee):
         started = time.perf_counter()
         super().__init__(impl, options.runtime.device)
         self._options = options
-        self._experiment: Experiment = prepare(options.corpus, options.training)
+        self._experiment: Experiment = prepare(options.corpus, options.training, options.model)
         prepared = time.perf_counter()
         self.begin("float32")
         self._seconds = {"corpus_seconds": prepared - started, "import_seconds": time.perf_counter() - prepared}
@@ -38,7 +39,7 @@ class Participant(Examinee):
         """A new model from the common initial weights."""
         options, symbols = self._options, len(self._experiment.vocabulary)
         runtime = replace(options.runtime, dtype=dtype)
-        self._model = create_model(self._impl, options.model, options.optimizer, symbols, runtime)
+        self._model = create_model(self._impl, options.model, options.optimizer, symbols, runtime, options.training.seed)
         self._model.load_parameters(initial_parameters(options.model, symbols, options.training.seed))
         self._state = self._model.initial_state(options.training.batch_size)
         self._size = stack_size(options.model, self._experiment, options.training, self._model.device)
@@ -60,12 +61,17 @@ class Participant(Examinee):
         losses: list[float] = []
         started, tokens = time.perf_counter(), 0
         for stacked in self._stacks(start, stop):
-            rates = np.full(len(stacked.tokens), self._options.training.learning_rate)
+            rates = self._learning_rates(start + len(losses), len(stacked.tokens))
             steps = self._model.train_steps(stacked, self._state, rates)
             self._state = steps.state
             losses += [float(loss) for loss in steps.losses]
             tokens += int(stacked.mask.sum())
         return {"losses": losses, "seconds": time.perf_counter() - started, "tokens": tokens}
+
+    def _learning_rates(self, start: int, count: int) -> np.ndarray:
+        """Those of `count` steps of the run."""
+        base, steps = self._options.training.learning_rate, range(start, start + count)
+        return learning_rates(self._options.schedule, base, steps, len(self._experiment.training))
 
     def held_out(self) -> dict[str, float]:
         score = evaluate(self._model, self._experiment, self._size)

@@ -60,11 +60,12 @@ STYLE: dict[Any, Any] = {
 
 
 class Series(NamedTuple):
-    """The losses of a run, in nats per token."""
+    """The losses of a run, in nats per token, and the learning rate of each step."""
 
     steps: Sequence[int]
     losses: Sequence[float]
     held_out: Sequence[tuple[int, float]] = ()  # (step, loss)
+    rates: Sequence[float] = ()
 
 
 def svg(draw: Drawing[Arguments], *args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
@@ -108,11 +109,12 @@ def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigra
     """Training loss, raw and smoothed, and held-out loss against the step; `unigram` is a loss to beat.
 
     Coinciding lines lie on each other like rings, the widest first. Where there are several runs that are not equal to
-    the last bit, a panel below shows how far each is from the first.
+    the last bit, a panel below shows how far each is from the first; where learning rates change, another shows them.
     """
     differing = differences(series)
-    figure.set_size_inches(WIDTH, 4.7 if differing else 3.6)
-    heights = (3, 1) if differing else (1,)
+    scheduled = {name: run for name, run in series.items() if len(set(run.rates)) > 1}
+    heights = [3, *(1 for panel in (differing, scheduled) if panel)]
+    figure.set_size_inches(WIDTH, 2.5 + 1.1 * len(heights))
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     axes = panels[0, 0]
     for place, (name, each) in enumerate(series.items()):
@@ -125,6 +127,8 @@ def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigra
     if differing:
         log_lines(panels[1, 0], differing)
         panels[1, 0].set_ylabel(shorten(f"from {next(iter(series))}", 16))
+    if scheduled:
+        draw_rates(panels[-1, 0], scheduled)
     panels[-1, 0].set_xlabel("step")
 
 
@@ -140,6 +144,16 @@ def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None
         steps, values = zip(*run.held_out, strict=True)
         label = "_" if outer else "held-out"  # an underscore keeps a line out of the legend
         axes.plot(steps, floats(values), linestyle="none", color=colour, zorder=3, label=label, **ring)
+
+
+def draw_rates(axes: Axes, series: Mapping[str, Series]) -> None:
+    """The learning rate against the step."""
+    for name, run in series.items():
+        thin = slice(None, None, max(1, len(run.steps) // POINTS))
+        axes.plot(run.steps[thin], floats(run.rates)[thin], color=colour_of(name), linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("learning rate")
 
 
 def differences(series: Mapping[str, Series]) -> dict[str, tuple[list[int], list[float]]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runner.console import console, say
@@ -17,10 +18,12 @@ class TrainingBar:
     def __init__(self, bar: Progress, task: Any) -> None:
         self._bar, self._task = bar, task
 
-    def show(self, progress: Any, training: TrainingConfig, steps: TrainingSteps, tokens_per_second: float) -> None:
+    def show(
+        self, progress: Any, training: TrainingConfig, steps: TrainingSteps, rates: np.ndarray, tokens_per_second: float
+    ) -> None:
         """After each stack."""
         text = (
-            f"epoch {progress.epoch + 1}/{training.epochs}  step {progress.step}  lr {training.learning_rate:g}  "
+            f"epoch {progress.epoch + 1}/{training.epochs}  step {progress.step}  lr {rates[-1]:.4g}  "
             f"loss {steps.losses[-1]:.3f}  {tokens_per_second / 1000:.1f}k tokens/s"
         )
         self._bar.update(self._task, completed=progress.step, description=text)

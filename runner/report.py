@@ -12,11 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner.findings import Result, Rows, agreement, headline, problems, relative, side_by_side
+from runner.measurement import table
 from runner.pictures import COLOURS, GREY, Series, curves, growth, svg, timing_bars
 from runner.text import visible
 from shared.errors import UserError
 from shared.files import write_atomically
 
+SETTINGS = ("corpus", "model", "optimizer", "schedule", "training")
 LISTS = ("participants", "check", "training", "growth", "timing", "samples", "failures")
 
 
@@ -37,7 +39,8 @@ def write_run_report(run_dir: Path) -> Path:
         best=min(held_out, key=lambda line: line["loss"], default=None),
         result=result,
         samples=samples,
-        settings={name: config[name] for name in ("corpus", "model", "optimizer", "training") if name in config},
+        statistics=table(result["statistics"]) if "statistics" in result else None,
+        settings={name: config[name] for name in SETTINGS if name in config},
     )
     write_atomically(run_dir / "report.html", page)
     return run_dir / "report.html"
@@ -85,10 +88,11 @@ def comparison_pictures(result: Result, growing: Rows, timed: Rows) -> dict[str,
 
 
 def series_of(metrics: Rows) -> Series:
-    """What metrics.jsonl says of the losses."""
+    """What metrics.jsonl says of losses and learning rates."""
     train = [line for line in metrics if line["split"] == "train"]
     held_out = [(line["step"], line["loss"]) for line in metrics if line["split"] == "held-out"]
-    return Series([line["step"] for line in train], [line["loss"] for line in train], held_out)
+    steps, losses, rates = ([line[name] for line in train] for name in ("step", "loss", "learning_rate"))
+    return Series(steps, losses, held_out, rates)
 
 
 def series_of_training(row: Mapping[str, Any]) -> Series:

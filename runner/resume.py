@@ -12,6 +12,7 @@ from shared.config import (
     ModelConfig,
     OptimizerConfig,
     RuntimeConfig,
+    ScheduleConfig,
     TrainingConfig,
     from_json,
     to_json,
@@ -59,10 +60,13 @@ def stored_options(folder: Path) -> Train:
             model=from_json(ModelConfig, config["model"]),
             training=from_json(TrainingConfig, config["training"]),
             optimizer=from_json(OptimizerConfig, config["optimizer"]),
+            schedule=from_json(ScheduleConfig, config["schedule"]),
             corpus=from_json(CorpusConfig, {each.name: config["corpus"][each.name] for each in fields(CorpusConfig)}),
             runtime=replace(runtime, device=str(config["device"]).partition(" ")[0]),
             prompt=config["sampling"]["prompt"],
             length=config["sampling"]["length"],
+            statistics=config["statistics"],
+            tensorboard=config["tensorboard"],
             resume=folder,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -71,7 +75,7 @@ def stored_options(folder: Path) -> Train:
 
 def flat(options: Train) -> dict[str, Any]:
     """Every option by its flag's name."""
-    parts = ("model", "training", "optimizer", "corpus", "runtime")
+    parts = ("model", "training", "optimizer", "schedule", "corpus", "runtime")
     values = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
     rest = {name: getattr(options, name) for name in ("impl", "run_dir", "prompt", "length")}
     return values | rest

@@ -1,4 +1,5 @@
-"""A run directory: config.json, metrics.jsonl, last and best checkpoint, samples.txt, curves.svg, report.html."""
+"""A run directory: config.json, metrics.jsonl, last and best checkpoint, samples.txt, curves.svg, report.html; with
+--tensorboard also a folder of event files."""
 
 import itertools
 import json
@@ -17,6 +18,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config, self.metrics = path / "config.json", path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
         self.last, self.best = path / "last.safetensors", path / "best.safetensors"
 
     @classmethod

@@ -1,17 +1,31 @@
 """`sample`: text out of any checkpoint, in any implementation."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from runner.cli import Sample
 from runner.console import say
+from runner.measurement import explain, measure, of_poems, show
 from runner.registry import create_model
 from runner.text import visible
+from runner.variants import variants
 from shared.checkpoint import Checkpoint, load_checkpoint
-from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig, SamplingConfig, from_json
+from shared.config import (
+    CorpusConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    TrainingConfig,
+    from_json,
+)
 from shared.contract import LanguageModel
-from shared.errors import CheckpointError, ConfigError
+from shared.corpora import Corpus, load_corpus
+from shared.errors import CheckpointError, ConfigError, CorpusError
+from shared.files import strict_json, write_atomically
 from shared.sampling import sampling_rule, sampling_uniforms
 from shared.vocabulary import Vocabulary
 
@@ -20,18 +34,58 @@ TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
 
 
 def run(options: Sample) -> int:
-    """Print the texts."""
+    """Print the texts, or their statistics."""
+    if options.json and not options.statistics:
+        raise ConfigError("--json writes what --statistics shows; give both, or redirect the text.")
     path, checkpoint = open_checkpoint(options.checkpoint)
+    corpus = trained_corpus(checkpoint, options.data_dir) if options.statistics else None
     model = model_of(checkpoint, options.impl, options.runtime)
     if options.start_characters and options.sampling.prompt:
         raise ConfigError("--prompt and --start-characters exclude each other; give one of them.")
     prompts = list(options.start_characters) or [options.sampling.prompt]
-    warmth = f"temperature {options.sampling.temperature:g}"
-    say(f"{path}: {options.impl} ({model.engine}) on {model.device}, {warmth}", "dim")
+    place = f"{path}: {options.impl} ({model.engine}) on {model.device}"
+    if corpus:
+        say(place, "dim")
+        return statistics(options, checkpoint, corpus, model, prompts)
+    say(f"{place}, temperature {options.sampling.temperature:g}", "dim")
     for text in write_texts(model, checkpoint.vocabulary, prompts, options.sampling):
         # Plain print, since the text is the product: it can be piped, and no line is wrapped.
         print(visible(text), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
+
+
+def statistics(
+    options: Sample, checkpoint: Checkpoint, corpus: Corpus, model: LanguageModel, prompts: list[str]
+) -> int:
+    """Measure, show, and write where asked."""
+    given = options.sampling.temperature
+    temperatures = TEMPERATURES if given == SamplingConfig.temperature else (given,)
+    training = from_json(TrainingConfig, checkpoint.config.get("training"))
+    held_out = from_json(CorpusConfig, checkpoint.config.get("corpus")).held_out
+    sampling = of_poems(options.sampling, training.seq_length) if corpus.poems else options.sampling
+    write = partial(write_texts, model, checkpoint.vocabulary)
+    found = measure(write, corpus, held_out, prompts, sampling, temperatures)
+    show(found)
+    explain(found)
+    if options.json:
+        place = {"impl": options.impl, "engine": model.engine, "kernel": model.kernel, "device": model.device}
+        how = {"corpus": corpus.name, "prompts": prompts}
+        how |= {name: getattr(sampling, name) for name in ("top_k", "top_p", "length", "seed")}
+        write_atomically(options.json, strict_json({**place, **how, **found}))
+    return 0
+
+
+def trained_corpus(checkpoint: Checkpoint, data_dir: Path | None) -> Corpus:
+    """The text that the checkpoint learned; CorpusError where it is missing or is another by now."""
+    config = from_json(CorpusConfig, checkpoint.config.get("corpus"))
+    needed = f"--statistics needs the corpus {config.corpus!r}, which this checkpoint was trained on"
+    try:
+        corpus = load_corpus(replace(config, data_dir=data_dir or config.data_dir), say)
+    except CorpusError as error:
+        raise CorpusError(f"{needed}. {error}") from None
+    if corpus.sha256 != checkpoint.config.get("corpus_sha256", corpus.sha256):
+        raise CorpusError(f"{needed}, but {corpus.source} is no longer the same text (its sha256 is {corpus.sha256}).")
+    return corpus
 
 
 def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
@@ -54,14 +108,14 @@ def model_of(checkpoint: Checkpoint, impl: str, runtime: RuntimeConfig) -> Langu
 
 
 def write_texts(
-    model: LanguageModel, vocabulary: Vocabulary, prompts: list[str], sampling: SamplingConfig
+    model: LanguageModel, vocabulary: Vocabulary, prompts: list[str], sampling: SamplingConfig, first: int = 0
 ) -> list[str]:
-    """Each prompt and what the model writes after it; rows of one batch."""
+    """Each prompt and what the model writes after it; rows of one batch, counted from `first` by the random numbers."""
     read = [prompt_tokens(vocabulary, prompt) for prompt in prompts]
     lengths = np.array([len(tokens) for tokens in read], np.int32)
     prompt = np.stack([np.pad(tokens, (0, lengths.max() - len(tokens))) for tokens in read])
     rule = sampling_rule(sampling, -1 if vocabulary.eos is None else vocabulary.eos)
-    uniforms = sampling_uniforms(sampling.seed, len(prompts), sampling.length)
+    uniforms = sampling_uniforms(sampling.seed, len(prompts), sampling.length, first)
     written = model.generate(prompt, lengths, uniforms, rule, None, allowed_tokens(vocabulary, sampling.length))
     return [start + vocabulary.decode(row) for start, row in zip(prompts, written, strict=True)]
 
@@ -78,12 +132,19 @@ def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
 def known(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
     """The prompt's tokens; ConfigError names the characters that the model has never seen."""
     if unseen := vocabulary.unknown(prompt):
-        named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unseen[:10])
+        named = ", ".join(describe_unseen(character, vocabulary) for character in unseen[:10])
         raise ConfigError(
             f"The prompt holds {len(unseen)} character(s) that the training text never showed: {named}. "
             f"The model knows {len(vocabulary)} symbols; choose the prompt among those."
         )
     return vocabulary.encode(prompt)
+
+
+def describe_unseen(character: str, vocabulary: Vocabulary) -> str:
+    """The character, and the simplified or traditional ones in whose place it may stand, if the model knows them."""
+    named = f"{character!r} (U+{ord(character):04X})"
+    known_variants = [variant for variant in variants(character) if not vocabulary.unknown(variant)]
+    return f"{named}, which this text writes {' or '.join(known_variants)}" if known_variants else named
 
 
 def allowed_tokens(vocabulary: Vocabulary, length: int) -> np.ndarray | None:

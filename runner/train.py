@@ -4,7 +4,9 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,27 @@ from runner.console import console, say
 from runner.environment import in_force
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.interruption import Interruption, interruption
+from runner.measurement import measure, of_poems, show
 from runner.progress import training_progress
 from runner.registry import create_model, versions
 from runner.rundir import RunDirectory
 from runner.sample import TEMPERATURES, prompt_tokens, write_texts
+from runner.tensorboard import EventFiles, require_tensorboard
 from shared.checkpoint import Checkpoint
 from shared.config import SamplingConfig, to_json
 from shared.contract import LanguageModel, TrainingSteps
 from shared.errors import NotFiniteError
 from shared.evaluation import Score
-from shared.parameters import initial_parameters
+from shared.initializers import initial_parameters
+from shared.schedules import learning_rates, lowers_rate, settled, steps_of_run
+
+PARTS = ("model", "optimizer", "schedule", "training", "corpus")
+"""The options that a checkpoint and config.json keep."""
+
+
+SHORT, SHORT_PER_SYMBOL = 500_000, 1_000
+"""Tokens: after fewer, and so many for each symbol, since drawing sorts them all, the text statistics would take more
+than about a tenth of the training time (NumPy, 128 units; less with more units)."""
 
 
 @dataclass
@@ -36,6 +49,7 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     waited: int = 0  # epochs since the best
+    reductions: int = 0  # how often plateau has lowered the learning rate
     lines: int = 0  # lines of metrics.jsonl
     seconds: float = 0.0  # spent training, evaluation apart
     reason: str = ""  # why it ended; empty while it runs
@@ -48,6 +62,7 @@ class Run:
         self.options, self.experiment, self.model, self.folder = options, experiment, model, folder
         self.progress = Progress()
         self.state = model.initial_state(options.training.batch_size)
+        self.events: EventFiles | None = None
         self.losses: list[float] = []  # of the epoch, for the line at its end
         self.size = stack_size(options.model, experiment, options.training, model.device)
 
@@ -58,44 +73,49 @@ class Run:
     @property
     def last_step(self) -> int:
         """The step at which the run ends unless it stops early."""
-        every = self.options.training.epochs * self.steps_per_epoch
-        return min(every, self.options.training.max_steps or every)
+        return steps_of_run(self.options.training, self.steps_per_epoch)
 
     def train(self, stop: Interruption) -> None:
         """Epoch after epoch until there is a reason to end."""
         with training_progress(self.last_step, self.progress.step) as bar:
             while not self.progress.reason:
-                for steps, tokens_per_second in self.epoch(stop):
-                    bar.show(self.progress, self.options.training, steps, tokens_per_second)
+                for steps, rates, tokens_per_second in self.epoch(stop):
+                    bar.show(self.progress, self.options.training, steps, rates, tokens_per_second)
                 if stop.requested:
                     return
                 bar.say(self.end_epoch())
 
-    def epoch(self, stop: Interruption) -> Iterator[tuple[TrainingSteps, float]]:
-        """The rest of the epoch, a stack a call."""
+    def epoch(self, stop: Interruption) -> Iterator[tuple[TrainingSteps, np.ndarray, float]]:
+        """The rest of the epoch, a stack a call; its steps, their learning rates, tokens per second."""
         progress, first = self.progress, self.progress.index
         end = min(self.steps_per_epoch, first + self.last_step - progress.step)
         for stacked in stacks(self.experiment.training, progress.epoch, first, end, self.size):
             started = time.perf_counter()
-            rates = np.full(len(stacked.tokens), self.options.training.learning_rate)
+            rates = self.learning_rates(len(stacked.tokens))
             steps = self.model.train_steps(stacked, self.state, rates)
             seconds = time.perf_counter() - started
-            self.advance(steps, seconds, int(stacked.mask.sum()) / seconds)
-            yield steps, int(stacked.mask.sum()) / seconds
+            self.advance(steps, rates, seconds, int(stacked.mask.sum()) / seconds)
+            yield steps, rates, int(stacked.mask.sum()) / seconds
             if stop.requested:
                 return
 
-    def advance(self, steps: TrainingSteps, seconds: float, tokens_per_second: float) -> None:
+    def learning_rates(self, count: int) -> np.ndarray:
+        """Those of the next `count` steps, which belong to one epoch."""
+        now, base = self.progress.step, self.options.training.learning_rate
+        steps = range(now, now + count)
+        return learning_rates(self.options.schedule, base, steps, self.steps_per_epoch, self.progress.reductions)
+
+    def advance(self, steps: TrainingSteps, rates: np.ndarray, seconds: float, tokens_per_second: float) -> None:
         """Take over the state, log each step, and stop where numbers went wrong."""
         progress, count = self.progress, len(steps.losses)
         lines = [
-            metric(progress.step + k + 1, progress.epoch + 1, "train", float(steps.losses[k]))
+            metric(progress.step + k + 1, progress.epoch + 1, "train", loss, self.experiment.bits_per_character(loss))
             | {
-                "learning_rate": self.options.training.learning_rate,
+                "learning_rate": float(rates[k]),
                 "gradient_norm": float(steps.gradient_norms[k]),
                 "tokens_per_second": round(tokens_per_second, 1),
             }
-            for k in range(count)
+            for k, loss in enumerate(map(float, steps.losses))
         ]
         if not steps.finite.all():
             raise self.not_finite(progress.step + int(np.argmin(steps.finite)) + 1)
@@ -123,6 +143,7 @@ class Run:
         self.log([metric(progress.step, progress.epoch + 1, "held-out", score.loss, score.bits_per_character)])
         better = score.loss < progress.best_loss
         progress.waited = 0 if better else progress.waited + 1
+        progress.reductions += lowers_rate(self.options.schedule, progress.waited)
         if better:
             progress.best_loss, progress.best_step = score.loss, progress.step
         if progress.index >= self.steps_per_epoch:
@@ -146,17 +167,19 @@ class Run:
     def log(self, lines: list[dict[str, Any]]) -> None:
         self.folder.log(lines)
         self.progress.lines += len(lines)
+        if self.events:
+            self.events.log(lines)
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint(s): everything that going on needs."""
         slots, step = self.model.dump_optimizer()
-        config = {name: to_json(getattr(self.options, name)) for name in ("model", "optimizer", "training", "corpus")}
+        config: dict[str, Any] = {name: to_json(getattr(self.options, name)) for name in PARTS}
         checkpoint = Checkpoint(
             parameters=self.model.dump_parameters(),
             slots=slots,
             step=step,
             state=self.model.dump_state(self.state),
-            config=config,
+            config=config | {"corpus_sha256": self.experiment.corpus.sha256},
             vocabulary=self.experiment.vocabulary,
             progress=asdict(self.progress) | {"best_loss": finite_or_none(self.progress.best_loss)},
         )
@@ -175,9 +198,13 @@ class Run:
 
 def run(options: Train) -> int:
     """Train, or go on training; exit status 130 or 143 where a signal ended it, after saving."""
-    experiment = prepare(options.corpus, options.training)
+    if options.tensorboard:
+        require_tensorboard()
+    experiment = prepare(options.corpus, options.training, options.model)
+    options = replace(options, schedule=settled(options.schedule, options.training, len(experiment.training)))
     prompt_tokens(experiment.vocabulary, options.prompt)  # a prompt that cannot be is said now, not after training
-    model = create_model(options.impl, options.model, options.optimizer, len(experiment.vocabulary), options.runtime)
+    size, seed = len(experiment.vocabulary), options.training.seed
+    model = create_model(options.impl, options.model, options.optimizer, size, options.runtime, seed)
     model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
     folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
     run_ = Run(options, experiment, model, folder)
@@ -185,14 +212,23 @@ def run(options: Train) -> int:
         folder.same_corpus(experiment.corpus.sha256)
         run_.restore(folder.load_last())
     introduce(run_)
-    with interruption() as stop:
-        run_.train(stop)
-    if stop.requested:
-        run_.save()
-        say(f"Stopped at step {run_.progress.step}, saved. Go on with: python -m runner --resume {folder.path}")
-        return 128 + stop.requested
-    finish(run_)
+    with events_of(run_) as run_.events:
+        with interruption() as stop:
+            run_.train(stop)
+        if stop.requested:
+            run_.save()
+            say(f"Stopped at step {run_.progress.step}, saved. Go on with: python -m runner --resume {folder.path}")
+            return 128 + stop.requested
+        finish(run_)
     return 0
+
+
+def events_of(run_: Run) -> AbstractContextManager[EventFiles | None]:
+    """Where --tensorboard logs to, if it does."""
+    options = run_.options
+    if not options.tensorboard:
+        return nullcontext()
+    return closing(EventFiles(run_.folder.tensorboard, run_.progress.step, options.resume is not None))
 
 
 def introduce(run_: Run) -> None:
@@ -205,8 +241,8 @@ def introduce(run_: Run) -> None:
         f"held-out tokens, {facts['vocabulary_size']} symbols; a unigram model has perplexity "
         f"{facts['unigram_perplexity']:.1f}"
     )
-    if left_out := getattr(run_.experiment.training, "left_out", 0):
-        say(f"{left_out} poems longer than --seq-length {options.training.seq_length} are left out", "yellow")
+    for note in run_.experiment.notes:
+        say(note, "yellow")
     config = options.model
     size = sum(value.size for value in model.dump_parameters().values())
     layers = f"{config.num_layers} x {config.hidden_size}"
@@ -215,7 +251,7 @@ def introduce(run_: Run) -> None:
 
 def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) -> dict[str, Any]:
     """What config.json says: enough to do it again."""
-    settings = {name: to_json(getattr(options, name)) for name in ("model", "optimizer", "training")}
+    settings = {name: to_json(getattr(options, name)) for name in PARTS if name != "corpus"}
     place = {"engine": model.engine, "kernel": model.kernel, "device": model.device, "dtype": options.runtime.dtype}
     return {
         "command": command_line("--impl " + options.impl, options, Train()),
@@ -227,6 +263,8 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         "corpus": facts | to_json(options.corpus),
         **settings,
         "sampling": {"prompt": options.prompt, "length": options.length},
+        "statistics": options.statistics,
+        "tensorboard": options.tensorboard,
     }
 
 
@@ -242,9 +280,15 @@ def finish(run_: Run) -> None:
     for temperature, text in zip(TEMPERATURES, texts, strict=True):
         console.rule(f"temperature {temperature}", align="left")
         say(text)
-    result = {"best_loss": progress.best_loss, "best_step": progress.best_step, "steps": progress.step}
-    folder.add_result(result | {"seconds": round(progress.seconds, 3), "reason": progress.reason})
+    if run_.events:
+        run_.events.write_samples(dict(zip(TEMPERATURES, texts, strict=True)), progress.step)
     console.rule()
+    result: dict[str, Any] = {"best_loss": progress.best_loss, "best_step": progress.best_step, "steps": progress.step}
+    result |= {"seconds": round(progress.seconds, 3), "reason": progress.reason}
+    if options.statistics and (found := statistics_of(run_)):
+        show(found)
+        result["statistics"] = found
+    folder.add_result(result)
     from runner.report import write_run_report
 
     page = write_run_report(folder.path)
@@ -257,17 +301,30 @@ def finish(run_: Run) -> None:
     say(f"Next: python -m runner sample --impl {options.impl} --checkpoint {folder.best} --temperature 0.8")
 
 
+def statistics_of(run_: Run) -> dict[str, Any] | None:
+    """The same numbers as `sample --statistics`; None after a run so short that they would take long beside it."""
+    options, experiment = run_.options, run_.experiment
+    trained = run_.progress.step * options.training.batch_size * options.training.seq_length
+    if trained < SHORT + SHORT_PER_SYMBOL * len(experiment.vocabulary):
+        say(f"Text statistics of so short a run: python -m runner sample --statistics --checkpoint {run_.folder.best}")
+        return None
+    sampling = SamplingConfig(prompt=options.prompt, seed=options.training.seed)
+    if experiment.corpus.poems:
+        sampling = of_poems(sampling, options.training.seq_length)
+    write = partial(write_texts, run_.model, experiment.vocabulary)
+    return measure(write, experiment.corpus, options.corpus.held_out, [options.prompt], sampling, TEMPERATURES)
+
+
 def sample_at(run_: Run, base: SamplingConfig, temperature: float) -> str:
     """One sample; everything but the temperature is the same."""
     sampling = replace(base, temperature=temperature)
     return write_texts(run_.model, run_.experiment.vocabulary, [base.prompt], sampling)[0]
 
 
-def metric(step: int, epoch: int, split: str, loss: float, bits: float | None = None) -> dict[str, Any]:
+def metric(step: int, epoch: int, split: str, loss: float, bits: float) -> dict[str, Any]:
     """A line of metrics.jsonl."""
     perplexity = math.exp(min(loss, 700.0))
-    bits_per_character = loss / math.log(2) if bits is None else bits
-    values = {"loss": loss, "perplexity": perplexity, "bits_per_character": bits_per_character}
+    values = {"loss": loss, "perplexity": perplexity, "bits_per_character": bits}
     return {"step": step, "epoch": epoch, "split": split, **values}
 
 

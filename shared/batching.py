@@ -11,11 +11,14 @@ from shared.random_bits import permutation
 from shared.vocabulary import Vocabulary
 
 Array = np.ndarray
+COUNTED = 2**22
+"""Tokens counted at a time."""
 
 
 class StreamBatches:
     """A running text, tokens [N]: its N-1 predictions are dealt to B rows in contiguous, balanced pieces, each read in
-    windows of T. The state is carried from batch to batch; only the first batch of an epoch is reset."""
+    windows of T. The state is carried from batch to batch; only the first batch of an epoch is reset. The tokens may
+    lie on a memory map."""
 
     def __init__(self, tokens: Array, batch_size: int, seq_length: int) -> None:
         predictions = len(tokens) - 1
@@ -23,6 +26,10 @@ class StreamBatches:
         edges = np.arange(batch_size + 1) * predictions // batch_size
         self._tokens, self._seq_length = compact(tokens), seq_length
         self._starts, self._ends = edges[:-1], edges[1:]
+
+    def counts(self, size: int) -> Array:
+        """int64 [V], how often each token is to be predicted in an epoch."""
+        return count_tokens(self._tokens[1:], size)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -35,27 +42,91 @@ class StreamBatches:
         return Batch(*windows(self._tokens, starts, self._ends - starts, self._seq_length, padding=0), reset)
 
 
-class PoemBatches:
-    """Poems, each tokens [n]: BOS and the characters predict the characters and EOS. Every row is reset. Poems of more
-    than T steps are left out and counted; rows that the last batch lacks are all padding."""
+class WindowBatches:
+    """A running text, tokens [N]: windows of T, one every `stride` tokens, each predicting the token after each of its
+    own. Windows are shuffled anew in every epoch, and what fills no batch is dropped; without a shuffle they come in
+    order, and rows that the last batch lacks are all padding. Every row is reset, or with `carry_state` only those of
+    an epoch's first batch. An epoch's order is kept: 4 or 8 bytes for each window."""
 
     def __init__(
-        self, poems: Sequence[Array], batch_size: int, seq_length: int, vocabulary: Vocabulary, seed: int, shuffle: bool
+        self,
+        tokens: Array,
+        batch_size: int,
+        seq_length: int,
+        stride: int,
+        seed: int,
+        shuffle: bool = True,
+        carry_state: bool = False,
+    ) -> None:
+        self._count = max(0, (len(tokens) - 1 - seq_length) // stride + 1)
+        check_windows(len(tokens), self._count, batch_size, seq_length, stride)
+        self._tokens, self._batch_size, self._seq_length = compact(tokens), batch_size, seq_length
+        self._stride, self._seed, self._shuffle, self._carry_state = stride, seed, shuffle, carry_state
+        self._order = (-1, np.arange(0))  # of the epoch last asked for
+
+    def counts(self, size: int) -> Array:
+        """int64 [V], how often each token stands in the text behind another, however many windows it is in."""
+        return count_tokens(self._tokens[1:], size)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._count // self._batch_size if self._shuffle else -(-self._count // self._batch_size)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Shuffled anew in every epoch where that was asked for."""
+        size, T = self._batch_size, self._seq_length
+        first = in_range(index, len(self)) * size
+        places = np.arange(first, min(first + size, self._count))
+        chosen = self._ordered(epoch)[places] if self._shuffle else places
+        starts, lengths = np.zeros((2, size), np.int64)
+        starts[: len(chosen)], lengths[: len(chosen)] = chosen.astype(np.int64) * self._stride, T
+        reset = np.full(size, not self._carry_state or index == 0)
+        return Batch(*windows(self._tokens, starts, lengths, T, padding=0), reset)
+
+    def _ordered(self, epoch: int) -> Array:
+        if self._order[0] != epoch:
+            order = permutation(self._seed, f"epoch.{epoch}", self._count)
+            self._order = epoch, order.astype(np.min_scalar_type(self._count))
+        return self._order[1]
+
+
+class PoemBatches:
+    """Poems, each tokens [n]: BOS and the characters predict the characters and EOS. Every row is reset. Poems of more
+    than T steps are left out and counted, or with `cut` read so far, without an end; rows that the last batch lacks are
+    all padding."""
+
+    def __init__(
+        self,
+        poems: Sequence[Array],
+        batch_size: int,
+        seq_length: int,
+        vocabulary: Vocabulary,
+        seed: int,
+        shuffle: bool,
+        cut: bool = False,
     ) -> None:
         pad, bos, eos = vocabulary.pad, vocabulary.bos, vocabulary.eos
         if pad is None or bos is None or eos is None:
             raise VocabularyError(
                 "This model learned a running text and has no marks for where a poem begins and ends."
             )
-        fitting = [poem for poem in poems if len(poem) + 1 <= seq_length]
-        self.left_out = len(poems) - len(fitting)
+        longer = sum(len(poem) + 1 > seq_length for poem in poems)
+        self.left_out, self.cut = (0, longer) if cut else (longer, 0)
+        fitting = [np.concatenate([[bos], poem, [eos]]) for poem in poems if cut or len(poem) + 1 <= seq_length]
         check_poems(poems, len(fitting), batch_size, seq_length)
-        self._lengths = np.array([len(poem) + 1 for poem in fitting])
+        fitting = [poem[: seq_length + 1] for poem in fitting]
+        self._lengths = np.array([len(poem) - 1 for poem in fitting])
         self._starts = np.cumsum(self._lengths + 1) - self._lengths - 1
-        self._tokens = compact(np.concatenate([part for poem in fitting for part in ([bos], poem, [eos])]))
+        self._tokens = compact(np.concatenate(fitting))
         self._batch_size, self._seq_length, self._padding = batch_size, seq_length, pad
         self._seed, self._shuffle = seed, shuffle
         self._order = (-1, np.arange(len(fitting)))  # of the epoch last asked for; -1: as they came
+
+    def counts(self, size: int) -> Array:
+        """int64 [V], how often each token is to be predicted in an epoch."""
+        predicted = np.ones(len(self._tokens), bool)
+        predicted[self._starts] = False
+        return count_tokens(self._tokens[predicted], size)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -76,7 +147,34 @@ class PoemBatches:
         return self._order[1]
 
 
-Batches = StreamBatches | PoemBatches
+class LastTargets:
+    """Batches for many-to-one: of each row, only what its last unmasked step is to predict, targets [B]; a row without
+    such a step counts nothing, and its target is 0."""
+
+    def __init__(self, batches: StreamBatches | WindowBatches) -> None:
+        self._batches = batches
+
+    def counts(self, size: int) -> Array:
+        """int64 [V], of the text that the windows are cut from."""
+        return self._batches.counts(size)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._batches)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """As the others', but for the targets."""
+        batch = self._batches.batch(epoch, index)
+        last = np.maximum(batch.mask.sum(axis=1) - 1, 0)
+        return batch._replace(targets=batch.targets[np.arange(len(last)), last])
+
+
+Batches = StreamBatches | WindowBatches | PoemBatches | LastTargets
+
+
+def unmasked_targets(batch: Batch) -> Array:
+    """int32 [n], what a batch predicts."""
+    return batch.targets[batch.mask if batch.targets.ndim == batch.mask.ndim else batch.mask.any(axis=-1)]
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
@@ -94,8 +192,14 @@ def windows(data: Array, starts: Array, lengths: Array, T: int, padding: int) ->
 
 
 def compact(tokens: Array) -> Array:
-    """The tokens in the smallest unsigned type that holds them."""
-    return tokens.astype(np.min_scalar_type(tokens.max()))
+    """The tokens in the smallest unsigned type that holds them; tokens of an unsigned type are left as they are."""
+    return tokens if tokens.dtype.kind == "u" else tokens.astype(np.min_scalar_type(tokens.max()))
+
+
+def count_tokens(tokens: Array, size: int) -> Array:
+    """int64 [V], how often each token occurs, counted part by part, since bincount copies what it counts."""
+    parts = (tokens[start : start + COUNTED] for start in range(0, len(tokens), COUNTED))
+    return sum((np.bincount(part, minlength=size) for part in parts), np.zeros(size, np.int64))
 
 
 def in_range(index: int, count: int) -> int:
@@ -117,6 +221,16 @@ def check_stream(predictions: int, batch_size: int, seq_length: int) -> None:
         raise CorpusError(
             f"The text is shorter than a window: {predictions + 1} characters in {batch_size} rows leave {longest} "
             f"steps a row, and a window has {seq_length}. Lower --seq-length or --batch-size, or take a longer text."
+        )
+
+
+def check_windows(tokens: int, count: int, batch_size: int, seq_length: int, stride: int) -> None:
+    """Raise CorpusError where the windows do not fill one batch."""
+    if count < batch_size:
+        raise CorpusError(
+            f"The batch is larger than the text: {tokens} tokens hold {count} windows of {seq_length} steps at a "
+            f"stride of {stride}, and --batch-size is {batch_size}. Lower --batch-size, --seq-length or --stride, or "
+            "take a longer text."
         )
 
 

@@ -207,7 +207,7 @@ class CorpusConfig:
     """A named corpus (`python -m runner corpora` lists them) or a file of yours: UTF-8 text, one poem a line,
     `title:poem` lines, or a JSON list of poems."""
     reader: Reader = "auto"
-    """How to read a file of yours; auto looks at its lines."""
+    """How to read a file of yours; auto looks at its lines. It never takes blocks, poems between blank lines."""
     data_dir: Path | None = None
     """Folder with copies of the named corpora, `<name>/<file>`, used instead of the network; also ROSETTA_DATA_DIR."""
     minimum_count: int = 1

@@ -36,8 +36,8 @@ class Score:
         return self.hits / self.tokens
 
 
-def unigram_loss(training: np.ndarray, held_out: np.ndarray, vocabulary_size: int) -> float:
-    """Nats per token of the model that knows only how often each token occurs in the training text; one is added to
-    each count, since a token may occur in the held-out text alone."""
-    counts = np.bincount(training, minlength=vocabulary_size) + 1.0
-    return float(-np.log(counts / counts.sum())[held_out].mean())
+def unigram_loss(training: np.ndarray, held_out: np.ndarray) -> float:
+    """Nats per token of the model that knows only how often each token occurs: counts [V] of the training and of the
+    held-out text; one is added to each of the former, since a token may occur in the held-out text alone."""
+    counts = training + 1.0
+    return float(-(np.log(counts / counts.sum()) @ held_out) / held_out.sum())

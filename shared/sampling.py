@@ -31,6 +31,7 @@ def sampling_rule(config: SamplingConfig, end: int = -1) -> SamplingRule:
     return SamplingRule(config.temperature, config.top_k, config.top_p, end)
 
 
-def sampling_uniforms(seed: int, rows: int, length: int) -> np.ndarray:
-    """float64 [rows, length]; a row's numbers depend on neither the other rows nor the length."""
-    return np.stack([uniforms(seed, f"sample.{row}", length) for row in range(rows)])
+def sampling_uniforms(seed: int, rows: int, length: int, first: int = 0) -> np.ndarray:
+    """float64 [rows, length] of the rows first, first + 1, ...; a row's numbers depend on neither the other rows nor
+    the length."""
+    return np.stack([uniforms(seed, f"sample.{row}", length) for row in range(first, first + rows)])

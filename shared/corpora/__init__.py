@@ -1,9 +1,11 @@
 """Texts to learn: named ones (`registry.toml`) and the user's own files.
 
-Reading order: corpus.py, readers.py, registry.py, download.py.
+Reading order: corpus.py, readers.py, cleaning.py, splitting.py, long.py, summary.py, registry.py, download.py.
 """
 
-from shared.corpora.corpus import Corpus, load_corpus, split
+from shared.corpora.corpus import Corpus, load_corpus
+from shared.corpora.long import LongText
 from shared.corpora.registry import REGISTRY
+from shared.corpora.splitting import split
 
-__all__ = ["REGISTRY", "Corpus", "load_corpus", "split"]
+__all__ = ["REGISTRY", "Corpus", "LongText", "load_corpus", "split"]

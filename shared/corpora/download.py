@@ -1,8 +1,7 @@
 """The bytes of a named corpus: from the package, from the user's folder of copies, or fetched once into the cache.
-Whatever comes from elsewhere is checked by its sha256; a folder of the user's is never changed."""
+Whatever comes from elsewhere is checked by its hash; a folder of the user's is never changed."""
 
 from collections.abc import Callable
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,10 +35,10 @@ def read_copy(path: Path, file: File) -> bytes:
             f"Expected a copy at {path} ({error.strerror}), since --data-dir or ROSETTA_DATA_DIR names that folder. "
             f"Put the file of {file.address} there, or leave both unset to have it fetched."
         ) from None
-    if (got := sha256(content).hexdigest()) != file.sha256:
+    if wrong := file.mismatch(content):
         raise CorpusError(
-            f"{path} is not the file that is meant: its sha256 should be {file.sha256} and is {got}. It was probably "
-            f"edited, cut short or given other line ends on its way; fetch it again from {file.address}."
+            f"{path} is not the file that is meant: {wrong}. It was probably edited, cut short or given other line "
+            f"ends on its way; fetch it again from {file.address}."
         )
     return content
 
@@ -52,14 +51,17 @@ def fetch(entry: Entry, report: Report) -> list[Path]:
     cache = pooch.create(
         path=pooch.os_cache("rosetta-rnn") / entry.name,
         base_url="",
-        registry={file.name: file.sha256 for file in entry.files},
+        registry={file.name: file.sha256 or None for file in entry.files},  # None: pooch knows no blob ids
         urls={file.name: file.address for file in entry.files},
         retry_if_failed=1,
     )
     download = pooch.HTTPDownloader(timeout=TIMEOUT)
     paths = []
     for number, file in enumerate(entry.files, 1):
-        if not (cache.abspath / file.name).exists():
+        kept = cache.abspath / file.name
+        if file.git_blob and kept.exists() and file.mismatch(kept.read_bytes()):
+            kept.unlink()
+        if not kept.exists():
             report(f"Fetching {entry.name}, file {number} of {len(entry.files)}: {file.address}")
         paths.append(fetched(cache, download, file))
     return paths
@@ -68,8 +70,12 @@ def fetch(entry: Entry, report: Report) -> list[Path]:
 def fetched(cache: "pooch.Pooch", download: "pooch.HTTPDownloader", file: File) -> Path:
     """One file; what arrives damaged is never kept."""
     try:
-        return Path(cache.fetch(file.name, downloader=download))
-    except (OSError, ValueError) as error:  # ValueError: another hash, and pooch says which
+        path = Path(cache.fetch(file.name, downloader=download))
+        if file.git_blob and (wrong := file.mismatch(path.read_bytes())):
+            path.unlink()
+            raise ValueError(f"{wrong}.")
+        return path
+    except (OSError, ValueError) as error:  # ValueError: another hash
         raise CorpusError(
             f"Cannot fetch {file.address} into {cache.abspath}: {error} Without a network, put copies into a folder as "
             f"{cache.abspath.name}/{file.name} and name that folder with --data-dir or ROSETTA_DATA_DIR."

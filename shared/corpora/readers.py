@@ -2,7 +2,8 @@
 
 text    one running text
 poems   one poem a line
-titled  `title:poem` a line, the colon ASCII or full-width, the first one divides
+blocks  poems between blank lines; Chinese is wrapped and its lines are joined, other poems keep their line ends
+titled  `title:poem` a line, the colon ASCII or full-width: the first of the kind that most lines have divides
 json    a list of poems: strings, or objects with `paragraphs` (a string, or strings that are joined as they are) and,
         if they like, a `title`
 """
@@ -31,14 +32,6 @@ class Poem(NamedTuple):
 
     title: str
     text: str
-
-
-class Reading(NamedTuple):
-    """What was read, and how."""
-
-    reader: str
-    texts: tuple[str, ...]
-    titles: tuple[str, ...]  # none where the reader reads none
 
 
 def decode(content: bytes, place: str) -> str:
@@ -91,17 +84,9 @@ def mostly_distinct(lines: list[str]) -> bool:
     return 2 * len({COLON.split(line, maxsplit=1)[0] for line in lines}) >= len(lines)
 
 
-def read(texts: list[str], reader: Reader, place: str) -> Reading:
-    """Read the files of a corpus; CorpusError where there is nothing to learn."""
-    found = [poem for text in texts for poem in READERS[reader](text, place)]
-    found = [poem for poem in found if poem.text.strip()]
-    if not found:
-        raise CorpusError(f"{place} holds nothing to learn: it is empty or blank (read as {reader}).")
-    first = found[0].text[0]
-    if not any(poem.text.strip(first) for poem in found):
-        raise CorpusError(f"{place} holds one character only, {first!r}, again and again; a text needs two at least.")
-    titles = tuple(poem.title for poem in found) if reader in ("titled", "json") else ()
-    return Reading(reader, tuple(poem.text for poem in found), titles)
+def read(text: str, reader: Reader, place: str) -> list[Poem]:
+    """What a file holds, blank poems left out."""
+    return [poem for poem in READERS[reader](text, place) if poem.text.strip()]
 
 
 def read_text(text: str, _place: str) -> list[Poem]:
@@ -112,9 +97,19 @@ def read_poems(text: str, _place: str) -> list[Poem]:
     return [Poem("", line) for line in lines_of(text)]
 
 
+def read_blocks(text: str, _place: str) -> list[Poem]:
+    return [Poem("", join_lines(lines_of(block))) for block in re.split(r"\n\s*\n", text)]
+
+
+def join_lines(lines: list[str]) -> str:
+    return ("" if re.search(f"[{HAN}]", "".join(lines)) else "\n").join(lines)
+
+
 def read_titled(text: str, _place: str) -> list[Poem]:
     """A line without a colon is a poem without a title."""
-    parts = [COLON.split(line, maxsplit=1) for line in lines_of(text)]
+    lines = lines_of(text)
+    usual, other = sorted(":：", key=lambda colon: -sum(colon in line for line in lines))
+    parts = [line.split(usual if usual in line else other, maxsplit=1) for line in lines]
     return [Poem("".join(part[:-1]).strip(), part[-1].strip()) for part in parts]
 
 
@@ -146,4 +141,4 @@ def lines_of(text: str) -> list[str]:
     return [stripped for line in text.split("\n") if (stripped := line.strip())]
 
 
-READERS = {"text": read_text, "poems": read_poems, "titled": read_titled, "json": read_json}
+READERS = {"text": read_text, "poems": read_poems, "blocks": read_blocks, "titled": read_titled, "json": read_json}

@@ -2,15 +2,16 @@
 
 [name]
 description  what it is, with its size
-reader       text, poems, titled or json (readers.py)
+reader       text, poems, blocks, titled or json (readers.py)
 licence      of the text and of where it comes from
 address      where each file is fetched, "{name}" standing for its name, fixed to a commit; without one, the files
              travel with the program, in starter/
-files        name, and sha256 where there is an address
+files        name, and where there is an address, sha256, or git_blob where only the name that git gives it is known
 """
 
 import tomllib
 from dataclasses import dataclass
+from hashlib import sha1, sha256
 from importlib.resources import files
 from typing import Any
 
@@ -25,6 +26,17 @@ class File:
     address: str
     """Empty for a file that travels with the program."""
     sha256: str
+    git_blob: str = ""
+    """Sha1 of "blob <size>", a zero byte and the contents: how git names a file."""
+
+    def mismatch(self, content: bytes) -> str:
+        """What is wrong with the contents, or nothing."""
+        if self.sha256:
+            kind, expected, got = "sha256", self.sha256, sha256(content).hexdigest()
+        else:
+            named = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)  # git's choice
+            kind, expected, got = "git blob id", self.git_blob, named.hexdigest()
+        return "" if got == expected else f"its {kind} should be {expected} and is {got}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,10 @@ class Entry:
 def entry(name: str, values: dict[str, Any]) -> Entry:
     """One table of the file."""
     address = values.get("address", "")
-    found = tuple(File(each["name"], address.format(**each), each.get("sha256", "")) for each in values["files"])
+    found = tuple(
+        File(each["name"], address.format(**each), each.get("sha256", ""), each.get("git_blob", ""))
+        for each in values["files"]
+    )
     return Entry(
         name=name,
         description=values["description"],

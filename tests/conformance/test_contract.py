@@ -1,13 +1,16 @@
 """The contract's promises that need no second implementation."""
 
+import importlib
+
 import numpy as np
 import pytest
 
 from runner.registry import create_model
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
-from shared.errors import ImplementationError, ParameterError
+from shared.errors import ConfigError, ImplementationError, ParameterError
 from shared.parameters import parameter_shapes, state_shapes
+from shared.random_bits import dropout_keys, keep_mask
 from shared.sampling import SamplingRule, sampling_uniforms
 
 B, T, V, E, H, K = 3, 5, 9, 4, 6, 4
@@ -15,9 +18,10 @@ RUNTIME = RuntimeConfig(device="cpu", dtype="float64")
 RANDOM = np.random.default_rng
 
 
-def make(impl, cell="lstm", layers=2, embedding=E, runtime=RUNTIME, **options):
-    config = ModelConfig(cell=cell, hidden_size=H, num_layers=layers, embedding_size=embedding)
-    model = create_model(impl, config, OptimizerConfig(**options), V, runtime)
+def make(impl, cell="lstm", runtime=RUNTIME, seed=0, model_options=None, **options):
+    shape = {"cell": cell, "hidden_size": H, "num_layers": 2, "embedding_size": E} | (model_options or {})
+    config = ModelConfig(**shape)
+    model = create_model(impl, config, OptimizerConfig(**options), V, runtime, seed)
     random = RANDOM(3)
     model.load_parameters({name: random.normal(0, 0.5, shape) for name, shape in parameter_shapes(config, V).items()})
     return model
@@ -37,11 +41,16 @@ def make_state(model, config_cell="lstm", layers=2):
     return model.load_state({name: random.normal(size=shape) for name, shape in state_shapes(config, B).items()})
 
 
+def dropout_inputs(arrays, place, keys, step):
+    """Keys and step as the package takes them: numbers in NumPy, arrays on the device elsewhere."""
+    return keys, step
+
+
 def worst(left, right):
     return max(np.abs(left[name] - right[name]).max() for name in right)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "wrnn"])
 def test_parameters_and_state_go_round(impl, cell):
     model = make(impl, cell)
     parameters, state = model.dump_parameters(), make_state(model, cell)
@@ -65,7 +74,7 @@ def test_wrong_parameters_are_named(impl):
     assert worst(model.dump_parameters(), before) == 0
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "wrnn"])
 def test_a_text_in_pieces_is_the_text(impl, cell):
     model, batch = make(impl, cell), make_batch()
     whole, end = model.logits(batch.tokens, make_state(model, cell))
@@ -256,6 +265,89 @@ def test_rows_end_and_forced_tokens_stand(impl):
     assert list(written[0, 4:]) == [3] * 8
     assert 3 not in written[1]
     assert written[1, 6] == 5
+
+
+def dropping(impl, seed=0):
+    return make(impl, "gru", seed=seed, model_options={"dropout": 0.4})
+
+
+def test_dropout_is_a_function_of_seed_and_step(impl):
+    batch, model, other = make_batch(), dropping(impl), dropping(impl, seed=1)
+
+    def loss(which, step):
+        return which.loss_and_gradients(batch, which.initial_state(B), step)[0]
+
+    assert loss(model, 3) == loss(model, 3)
+    assert len({loss(model, 3), loss(model, 4), loss(other, 3), loss(model, None)}) == 4
+    assert loss(model, None) == pytest.approx(loss(other, None), rel=1e-14)
+
+
+def test_dropout_acts_in_training_alone(impl):
+    model, plain, stacked = dropping(impl), make(impl, "gru"), make_batch(leading=(1,))
+    batch = Batch(*(each[0] for each in stacked))
+    state = model.initial_state(B)
+    np.testing.assert_allclose(
+        model.logits(batch.tokens, state)[0], plain.logits(batch.tokens, plain.initial_state(B))[0], rtol=0, atol=1e-14
+    )
+    assert model.evaluate(stacked, state).nats == pytest.approx(
+        plain.evaluate(stacked, plain.initial_state(B)).nats, rel=1e-13
+    )
+    expected = model.loss_and_gradients(batch, state, 0)[0]
+    assert model.train_steps(stacked, state, np.array([0.1])).losses[0] == pytest.approx(expected, rel=1e-13)
+
+
+def test_the_masks_are_the_contracts_bit_for_bit(impl):
+    """Read off the second layer's input, through the package's own function."""
+    dropout, arrays = (importlib.import_module(f"impl_{impl}.{name}") for name in ("dropout", "arrays"))
+    place = arrays.open_device(RUNTIME)
+    for step, rate in ((0, 0.1), (77, 0.5), (2**30, 0.9)):
+        keys = tuple(dropout_keys(9, layer) for layer in range(3))
+        asked = dropout.Dropout(rate, *dropout_inputs(arrays, place, keys, step))
+        outputs = arrays.to_array(np.zeros((T, B, H)), place)
+        mask = arrays.to_numpy(dropout.keep_mask(outputs, 2, asked)).swapaxes(0, 1)
+        assert mask.dtype == bool
+        assert mask.tobytes() == keep_mask(9, step, 2, (B, T, H), rate).tobytes()
+
+
+def test_many_to_one_predicts_the_last_step(impl):
+    options = {"num_layers": 1}
+    last, every = make(impl, model_options={**options, "many_to_one": True}), make(impl, model_options=options)
+    batch = make_batch()
+    logits, state = last.logits(batch.tokens, last.initial_state(B))
+    all_logits, all_state = every.logits(batch.tokens, every.initial_state(B))
+    assert logits.shape == (B, V)
+    np.testing.assert_allclose(logits, all_logits[:, -1], rtol=0, atol=1e-14)
+    assert worst(last.dump_state(state), every.dump_state(all_state)) < 1e-14
+    # The loss is that of the last unmasked step of each row; the gradient of the initial state comes back.
+    ends = batch.mask.sum(1) - 1
+    targets = batch.targets[np.arange(B), ends]
+    picked = all_logits[np.arange(B), ends]
+    nats = np.log(np.exp(picked).sum(1)) - picked[np.arange(B), targets]
+    loss, gradients, _ = last.loss_and_gradients(batch._replace(targets=targets), last.initial_state(B))
+    assert loss == pytest.approx(nats.mean(), rel=1e-13)
+    assert all(np.abs(value).max(1).min() > 0 for value in gradients.initial_state.values())
+    scores = last.evaluate(Batch(*(x[None] for x in batch._replace(targets=targets))), last.initial_state(B))
+    assert scores.tokens == B
+    assert scores.nats == pytest.approx(nats.sum(), rel=1e-13)
+
+
+def test_the_optimizer_can_be_reset(impl):
+    model = make(impl, optimizer="adagrad", initial_accumulator=0.25)
+    fresh, _ = model.dump_optimizer()
+    assert all(np.all(value == 0.25) for value in fresh.values())
+    model.train_steps(make_batch(leading=(2,)), make_state(model), np.array([0.1, 0.1]))
+    assert model.dump_optimizer()[1] == 2
+    moved = model.dump_parameters()
+    model.reset_optimizer()
+    slots, step = model.dump_optimizer()
+    assert step == 0
+    assert worst(slots, fresh) == 0
+    assert worst(model.dump_parameters(), moved) == 0
+
+
+def test_a_layer_that_is_not_there_cannot_be_clipped(impl):
+    with pytest.raises(ConfigError, match="no layer l2; this model has embedding, l0, l1, decoder"):
+        make(impl, clip_layers=("l2=1",))
 
 
 def test_float32_stays_float32(impl):

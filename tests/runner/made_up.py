@@ -141,7 +141,8 @@ def make_run(folder, name="唐詩", result=True, samples="temperature 0.5\n　�
     }
     if result:
         config["result"] = {"best_loss": 1.9, "best_step": 20, "steps": 30, "seconds": 4.5, "reason": "finished"}
-    lines = [{"step": step + 1, "epoch": 0, "split": "train", "loss": loss} for step, loss in enumerate(losses())]
+    train = {"epoch": 0, "split": "train", "learning_rate": 2e-3}
+    lines = [train | {"step": step + 1, "loss": loss} for step, loss in enumerate(losses())]
     score = {"perplexity": 7.5, "bits_per_character": 3.0}
     lines += [{"step": 20, "epoch": 0, "split": "held-out", "loss": 1.9} | score]
     lines += [{"step": 30, "epoch": 1, "split": "held-out", "loss": 2.0} | score | {"perplexity": 8.5}]

@@ -120,3 +120,14 @@ def luminance(colour):
     channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_learning_rates_are_drawn_where_they_change():
+    constant, falling = (Series([1, 2], [2.0, 1.0], (), rates) for rates in ([0.004, 0.004], [0.004, 0.0]))
+    assert "learning rate" not in read_svg(svg(curves, {"numpy": constant}))
+    drawn = read_svg(svg(curves, {"numpy": falling}))
+    assert "learning rate" in drawn
+    assert "0.004" in drawn.split()
+    both = read_svg(svg(curves, {"numpy": falling, "torch": falling._replace(losses=[2.0, 1.5])}))
+    assert "learning rate" in both
+    assert "from numpy" in both

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.batching import Batches, PoemBatches, StreamBatches, stack
+from shared import batching
+from shared.batching import (
+    Batches,
+    LastTargets,
+    PoemBatches,
+    StreamBatches,
+    WindowBatches,
+    stack,
+    unmasked_targets,
+)
 from shared.contract import Batch
 from shared.errors import CorpusError, VocabularyError
 from shared.vocabulary import Vocabulary, build_vocabulary
@@ -179,6 +188,25 @@ def test_fewer_poems_than_rows_are_refused() -> None:
         poem_batches(("abc", "de", "cafebead"), batch_size=3)
 
 
+def test_a_poem_that_is_cut_has_no_end() -> None:
+    texts = ("cafe", "bead", "abc", "de")
+    batches = PoemBatches([VOCABULARY.encode(text) for text in texts], 2, 4, VOCABULARY, 1, shuffle=False, cut=True)
+    assert (batches.left_out, batches.cut) == (0, 2)
+    first, second = epoch_of(batches)
+    bos, eos = VOCABULARY.bos, VOCABULARY.eos
+    c, a, f, e = VOCABULARY.encode("cafe")
+    assert first.tokens[0].tolist() == [bos, c, a, f]
+    assert first.targets[0].tolist() == [c, a, f, e]
+    assert first.mask.all()
+    assert (second.targets == eos).sum(axis=1).tolist() == [1, 1]
+    assert rows_read(batches, 0) == list(texts)
+
+
+def test_cut_poems_leave_none_out() -> None:
+    batches = PoemBatches([VOCABULARY.encode(text) for text in POEMS], 7, 2, VOCABULARY, 1, shuffle=True, cut=True)
+    assert sorted(rows_read(batches, 3)) == sorted(text[:2] for text in POEMS)
+
+
 def test_poems_need_a_vocabulary_with_marks() -> None:
     with pytest.raises(VocabularyError, match="begins and ends"):
         PoemBatches([np.array([0, 1])], 1, 4, Vocabulary(("a", "b")), 0, shuffle=False)
@@ -193,3 +221,119 @@ def test_stack_adds_a_leading_axis() -> None:
         for field, expected in zip(stacked, batch, strict=True):
             np.testing.assert_array_equal(field[index], expected)
             assert field.dtype == expected.dtype
+
+
+# Windows
+
+TINY_SHAKESPEARE = 1_115_394
+
+
+def starts_of(batches: WindowBatches, epoch: int) -> list[int]:
+    """Where the windows of an epoch begin, of tokens that are their own places."""
+    return [int(row[0]) for batch in epoch_of(batches, epoch) for row in batch.tokens]
+
+
+def test_windows_by_hand() -> None:
+    batches = WindowBatches(np.arange(10, 23), 2, 4, 3, seed=1, shuffle=False)  # starts 10, 13, 16: 23 would be needed
+    assert len(batches) == 2
+    first, second = epoch_of(batches)
+    assert first.tokens.tolist() == [[10, 11, 12, 13], [13, 14, 15, 16]]
+    assert first.targets.tolist() == [[11, 12, 13, 14], [14, 15, 16, 17]]
+    assert second.tokens.tolist() == [[16, 17, 18, 19], [0] * 4]
+    assert second.targets.tolist() == [[17, 18, 19, 20], [0] * 4]
+    assert second.mask.tolist() == [[True] * 4, [False] * 4]
+    assert all(batch.reset.all() for batch in (first, second))
+
+
+def test_an_epoch_of_tiny_shakespeare_has_4356_steps() -> None:
+    assert len(WindowBatches(np.zeros(TINY_SHAKESPEARE, np.uint8), 256, 100, 1, seed=0)) == 4_356
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 6), st.integers(0, 200), st.integers(0, 2**63 - 1))
+def test_every_window_comes_at_most_once_an_epoch(B: int, T: int, stride: int, more: int, seed: int) -> None:
+    tokens = np.arange(T + (B - 1) * stride + 1 + more)
+    windows = range(0, len(tokens) - T, stride)
+    batches = WindowBatches(tokens, B, T, stride, seed)
+    starts = starts_of(batches, epoch=2)
+    assert len(batches) == len(windows) // B
+    assert len(set(starts)) == len(starts) == len(batches) * B
+    assert set(starts) <= set(windows)
+    for batch in epoch_of(batches, 2):
+        check_form(batch, B, T)
+        assert batch.mask.all()
+        assert (batch.targets == batch.tokens + 1).all()
+        assert (np.diff(batch.tokens, axis=1) == 1).all()
+    in_order = WindowBatches(tokens, B, T, stride, seed, shuffle=False)
+    read = [
+        int(row[0])
+        for batch in epoch_of(in_order)
+        for row, mask in zip(batch.tokens, batch.mask, strict=True)
+        if mask.all()
+    ]
+    assert read == list(windows)
+
+
+def test_windows_are_shuffled_anew_every_epoch_and_found_at_random() -> None:
+    batches = WindowBatches(np.arange(90), 4, 5, 2, seed=1)
+    orders = [starts_of(batches, epoch) for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert starts_of(WindowBatches(np.arange(90), 4, 5, 2, seed=2), 0) != orders[0]
+    again = WindowBatches(np.arange(90), 4, 5, 2, seed=1).batch(1, 3)
+    for field, expected in zip(batches.batch(1, 3), again, strict=True):
+        np.testing.assert_array_equal(field, expected)
+
+
+def test_only_the_first_windows_are_reset_where_the_state_is_carried() -> None:
+    batches = WindowBatches(np.arange(30), 3, 4, 2, seed=1, carry_state=True)
+    assert [batch.reset.tolist() for batch in epoch_of(batches, 1)] == [[True] * 3] + [[False] * 3] * 3
+
+
+def test_windows_that_fill_no_batch_are_refused() -> None:
+    with pytest.raises(
+        CorpusError, match=r"10 tokens hold 2 windows of 4 steps at a stride of 4, and --batch-size is 3"
+    ):
+        WindowBatches(np.arange(10), 3, 4, 4, seed=0)
+    with pytest.raises(CorpusError, match="hold 0 windows"):
+        WindowBatches(np.arange(3), 1, 4, 1, seed=0)
+
+
+# Many-to-one
+
+
+def test_the_last_step_of_a_window_predicts() -> None:
+    batches = LastTargets(WindowBatches(np.arange(10, 23), 2, 4, 3, seed=1, shuffle=False))
+    first, second = epoch_of(batches)  # type: ignore[arg-type]
+    assert first.targets.tolist() == [14, 17]
+    assert first.targets.dtype == np.int32
+    assert second.targets.tolist() == [20, 0]
+    assert second.mask.shape == (2, 4)
+    assert unmasked_targets(second).tolist() == [20]
+    assert unmasked_targets(stack([first, second])).tolist() == [14, 17, 20]
+
+
+def test_the_last_step_of_a_short_row_predicts() -> None:
+    batches = LastTargets(StreamBatches(np.arange(10, 22), 2, 4))  # rows of 5 and 6
+    assert [batch.targets.tolist() for batch in epoch_of(batches)] == [[14, 19], [15, 21]]
+    assert [batch.tokens.shape for batch in epoch_of(batches)] == [(2, 4)] * 2
+
+
+def test_a_row_without_a_step_counts_nothing() -> None:
+    batches = LastTargets(StreamBatches(np.arange(1, 13), 3, 3))  # rows of 3, 4 and 4
+    last = batches.batch(0, 1)
+    assert last.mask.any(axis=1).tolist() == [False, True, True]
+    assert last.targets.tolist() == [0, 8, 12]
+    assert unmasked_targets(last).tolist() == [8, 12]
+
+
+# Counts
+
+
+def test_counts_are_of_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "COUNTED", 3)
+    tokens = np.array([4, 0, 1, 1, 0, 2, 1, 4, 0], np.int32)
+    for batches in (StreamBatches(tokens, 2, 3), poem_batches(), poem_batches(seq_length=4)):
+        predicted = np.concatenate([unmasked_targets(batch) for batch in epoch_of(batches, 1)])
+        assert batches.counts(11).tolist() == np.bincount(predicted, minlength=11).tolist()
+    windows = WindowBatches(tokens, 2, 3, 1, seed=0)
+    assert windows.counts(6).tolist() == LastTargets(windows).counts(6).tolist() == [3, 3, 1, 0, 1, 0]

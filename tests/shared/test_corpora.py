@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import sha256
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import socket
@@ -65,11 +65,20 @@ def test_poems_one_a_line(tmp_path: Path) -> None:
     assert (corpus.poems, corpus.titles, corpus.reader) == (True, (), "poems")
 
 
+def test_poems_in_blocks(tmp_path: Path) -> None:
+    wrapped = f"\n{VERSES[0]}\n {VERSES[1]}\n \t\n\n{VERSES[2]}\r\n\r\nA rhyme\nof two lines"
+    corpus = load(write(tmp_path, wrapped), "blocks")
+    assert corpus.texts == (VERSES[0] + VERSES[1], VERSES[2], "A rhyme\nof two lines")
+    assert (corpus.poems, corpus.titles, corpus.reader) == (True, (), "blocks")
+
+
 def test_titled_poems(tmp_path: Path) -> None:
-    lines = [f"立春:{VERSES[0]}", f"惊蛰 ： 其一:{VERSES[1]}", f"无题：{VERSES[2]}", "空:"]
+    lines = [f"立春:{VERSES[0]}", f"惊蛰：其一 : 又:{VERSES[1]}", f"无题：{VERSES[2]}", "空:"]
     corpus = load(write(tmp_path, "\n".join(lines)), "titled")
-    assert corpus.titles == ("立春", "惊蛰", "无题")
-    assert corpus.texts == (VERSES[0], f"其一:{VERSES[1]}", VERSES[2])
+    assert corpus.titles == ("立春", "惊蛰：其一", "无题")
+    assert corpus.texts == (VERSES[0], f"又:{VERSES[1]}", VERSES[2])
+    full_width = load(write(tmp_path, f"立春：甲:{VERSES[0]}\n惊蛰：{VERSES[1]}"), "titled")
+    assert full_width.texts == (f"甲:{VERSES[0]}", VERSES[1])
     assert load(write(tmp_path, "a poem\ntitle:another"), "titled").titles == ("", "title")
 
 
@@ -209,6 +218,20 @@ def test_a_split_text_loses_nothing(text: str) -> None:
     assert len(held_out) == -(-len(text) // 10)
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.1, 3), (0.2, 6), (0.3, 9), (0.07, 3), (0.5, 15)])
+def test_a_share_is_taken_as_it_is_written(share: float, count: int) -> None:
+    texts = tuple(map(str, range(30)))  # 30 * 0.1, 0.2 and 0.3 are not whole in binary
+    assert len(split(make(texts, poems=True), share)[1]) == count
+    (training,), (held_out,) = split(make(("x" * 30,), poems=False), share)
+    assert (len(training), len(held_out)) == (30 - count, count)
+
+
+@pytest.mark.parametrize("poems", [False, True])
+def test_without_a_share_the_text_is_held_out_that_is_learned(poems: bool) -> None:
+    corpus = make(("abcdef", "gh") if poems else ("abcdefgh",), poems)
+    assert split(corpus, 0) == (corpus.texts, corpus.texts)
+
+
 def test_a_text_too_short_to_be_split_is_refused() -> None:
     with pytest.raises(CorpusError, match="10 characters: too few"):
         split(make(("abcdefghij",), poems=False))
@@ -257,9 +280,9 @@ def test_every_file_from_elsewhere_has_a_hash_and_a_fixed_address() -> None:
         assert entry.description
         assert entry.licence
         for file in entry.files:
-            assert bool(file.address) == bool(file.sha256)
+            assert bool(file.address) == bool(file.sha256 or file.git_blob)
             if file.address:
-                assert len(bytes.fromhex(file.sha256)) == 32
+                assert (len(bytes.fromhex(file.sha256)), len(bytes.fromhex(file.git_blob))) in ((32, 0), (0, 20))
                 assert file.address.startswith("https://")
                 assert any(len(part) == 40 for part in file.address.split("/")), "not fixed to a commit"
     assert len({file.address for file in REGISTRY["tang-poems"].files}) == 58
@@ -411,6 +434,56 @@ def test_a_copy_with_another_hash_is_refused_and_left_alone(named: Entry, tmp_pa
     assert path.read_bytes() == b'["xy"]'
 
 
+@pytest.fixture
+def blob(named: Entry, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """The same corpus, whose first file is known by the name that git gives it alone."""
+    content = CONTENTS["one.json"]
+    name = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    first = replace(named.files[0], sha256="", git_blob=name)
+    entry = replace(named, files=(first, named.files[1]))
+    monkeypatch.setitem(REGISTRY, "little", entry)
+    return entry
+
+
+def test_the_blob_id_is_git_s() -> None:
+    """As `git hash-object` says of a file with "hello" and a line end."""
+    file = File("hello", "", "", "ce013625030ba8dba906f756967f9e9ca394464a")
+    assert file.mismatch(b"hello\n") == ""
+    assert file.mismatch(b"hello\r\n").startswith(
+        "its git blob id should be ce013625030ba8dba906f756967f9e9ca394464a and is"
+    )
+
+
+def test_a_blob_is_fetched_and_a_damaged_one_mended(blob: Entry, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    corpus = load_corpus(CorpusConfig("little"))
+    (tmp_path / "cache" / "rosetta-rnn" / "little" / "one.json").write_bytes(b'["xy"]')
+    assert load_corpus(CorpusConfig("little")) == load_corpus(CorpusConfig("little")) == corpus
+    assert [path.split("/")[-1] for path in server.asked] == ["one.json", "two.json", "one.json"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_another_blob_is_refused_and_not_kept(blob: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage("changed", monkeypatch)
+    message = refused("little")
+    assert f"its git blob id should be {blob.files[0].git_blob} and is" in message
+    assert kept(tmp_path / "cache") == []
+
+
+def test_a_copy_is_checked_by_its_blob_id(blob: Entry, tmp_path: Path) -> None:
+    folder = copies(tmp_path)
+    assert load_corpus(CorpusConfig("little", data_dir=folder)).texts == ("ab", "cd", "ef")
+    (folder / "little" / "one.json").write_bytes(b'["ab", "ce"]')
+    assert f"its git blob id should be {blob.files[0].git_blob}" in refused("little", data_dir=folder)
+
+
+def test_another_text_is_not_tang_large(tmp_path: Path) -> None:
+    (tmp_path / "tang-large").mkdir()
+    (tmp_path / "tang-large" / "poems.txt").write_text(f"立春:{VERSES[0]}\n", "utf-8")
+    message = refused("tang-large", data_dir=tmp_path)
+    assert "its git blob id should be 54f26ca3137309652337fc0ad11728a1495d7c6c and is" in message
+    assert "fetch it again from https://raw.githubusercontent.com/nndl/exercise/" in message
+
+
 needs_copies = pytest.mark.skipif(
     not os.environ.get("ROSETTA_DATA_DIR"),
     reason="the real named corpora are NOT TESTED: set ROSETTA_DATA_DIR to a folder with copies, <name>/<file>",
@@ -424,6 +497,10 @@ needs_copies = pytest.mark.skipif(
         ("tiny-shakespeare", 1, 1_115_394, 65),
         ("time-machine", 1, 178_979, 70),
         ("tang-poems", 57_607 - 4, 3_668_082, 9_588),
+        ("tang-300", 366, 25_239, 2_573),
+        ("tang-small", 168, 15_750, 2_507),
+        ("tang-lines", 72_514, 870_168, 5_386),
+        ("water-margin", 1, 885_266, 4_160),
     ],
 )
 def test_the_real_corpora(name: str, texts: int, characters: int, distinct: int) -> None:
@@ -432,3 +509,28 @@ def test_the_real_corpora(name: str, texts: int, characters: int, distinct: int)
     assert sum(map(len, corpus.texts)) == characters
     assert len(set("".join(corpus.texts))) == distinct
     assert all(split(corpus))
+
+
+@needs_copies
+def test_the_forms_of_the_real_corpora() -> None:
+    corpora = {
+        name: load_corpus(CorpusConfig(name)) for name in ("tang-300", "tang-small", "tang-lines", "water-margin")
+    }
+    texts = {name: corpus.poem_texts for name, corpus in corpora.items()}
+    lengths = {name: (min(map(len, each)), max(map(len, each))) for name, each in texts.items()}
+    assert lengths["tang-300"] == (24, 960)
+    assert lengths["tang-small"] == (16, 720)
+    assert lengths["tang-lines"] == (12, 12)
+    assert corpora["tang-300"].titles[0] == "在嶽詠蟬"
+    assert all("\n" not in text for name in ("tang-300", "tang-small", "tang-lines") for text in texts[name])
+    assert "".join(texts["tang-lines"]).count("□") == 253
+    assert texts["water-margin"][0].count("□") == 163
+    assert "\r" not in texts["water-margin"][0]
+
+
+@needs_copies
+def test_a_large_file_of_titled_poems(data_dir: Path) -> None:
+    corpus = load(data_dir / "tang-large-standin" / "poems_standin.txt")
+    assert (corpus.reader, len(corpus.texts), len(corpus.titles)) == ("titled", 47_878, 47_878)
+    assert sum(map(len, corpus.texts)) == 3_668_340
+    assert corpus.titles[0] == "帝京篇十首"

@@ -19,6 +19,6 @@ def test_a_hopeless_model_has_a_perplexity_that_can_be_printed():
 
 
 def test_the_unigram_model_knows_frequencies_alone():
-    training, held_out = np.array([0, 0, 0, 1]), np.array([0, 1, 2])
-    shares = np.array([4, 2, 1]) / 7
-    assert unigram_loss(training, held_out, 3) == pytest.approx(-np.log(shares).mean())
+    training, held_out = np.array([3, 1, 0]), np.array([1, 2, 1])  # how often each of three tokens occurs
+    shares = np.array([4, 2, 2, 1]) / 7
+    assert unigram_loss(training, held_out) == pytest.approx(-np.log(shares).mean())
