@@ -1,27 +1,32 @@
 """The LanguageModel in PyTorch; the rules are in shared.contract."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from impl_torch.arrays import Array, kernel, open_device, to_array, to_numpy
+from impl_torch.dropout import Dropout
+from impl_torch.embedding import embed
 from impl_torch.generate import generate
-from impl_torch.loss import mean_nats, score
-from impl_torch.optimizer import clip_by_global_norm, global_norm, init_slots, update
-from impl_torch.unroll import CELLS, Record, layer_weights, unroll_layers
+from impl_torch.loss import mean_nats, predictions, score
+from impl_torch.native import native_kernel, require_native, unroll_native
+from impl_torch.optimizer import clip, global_norm, init_slots, update
+from impl_torch.unroll import Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
-from shared.optimizers import slot_shapes
+from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
+from shared.random_bits import dropout_keys
 from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime)
+    return Model(model, optimizer, vocabulary_size, runtime, seed)
 
 
 class Model:
@@ -30,19 +35,24 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, CELLS[model.cell]
+        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        self._unroll, self.kernel = unroll, kernel(self._place)
+        if runtime.engine == "native":
+            require_native(model, self._place)
+            self._unroll, self.kernel = unroll_native, native_kernel(model, self._place)
+        self.device, self.engine = self._place.name, runtime.engine
+        self._dropout_keys = self._array(np.array([dropout_keys(seed, layer) for layer in range(model.num_layers)]))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
     def load_parameters(self, parameters: Arrays) -> None:
         check_arrays("The parameters", parameters, self._shapes)
         self._parameters = {name: self._array(parameters[name]).requires_grad_() for name in self._shapes}
-        self._slots = init_slots(self._optimizer, self._parameters)
-        self._step = torch.zeros((), dtype=torch.float64, device=self._place.handle)
+        self.reset_optimizer()
 
     def dump_parameters(self) -> dict[str, np.ndarray]:
         return {name: to_numpy(value) for name, value in self._parameters.items()}
@@ -55,6 +65,10 @@ class Model:
 
     def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
         return {name: to_numpy(value) for name, value in self._slots.items()}, int(self._step)
+
+    def reset_optimizer(self) -> None:
+        self._slots = init_slots(self._optimizer, self._parameters)
+        self._step = torch.zeros((), dtype=torch.float64, device=self._place.handle)
 
     def initial_state(self, batch_size: int) -> State:
         shapes = state_shapes(self._model, batch_size)
@@ -71,12 +85,15 @@ class Model:
 
     @torch.no_grad()
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        logits, state, _ = self._forward(self._array(tokens).T, state, record=False)
-        return to_numpy(logits.transpose(0, 1)), state
+        weights = self._weights()
+        outputs, state, _ = self._outputs(weights, self._array(tokens).T, state)
+        if self._model.many_to_one:
+            return to_numpy(self._decode(weights, outputs[-1])), state
+        return to_numpy(self._decode(weights, outputs).transpose(0, 1)), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         start = map_state(lambda field: field.detach().clone().requires_grad_(), state)
-        loss, after = self._loss(Batch(*map(self._array, batch)), start)
+        loss, after = self._loss(Batch(*map(self._array, batch)), start, self._dropout(step))
         fields = [field for layer in start for field in layer]
         gradients = torch.autograd.grad(loss, [*self._parameters.values(), *fields])
         parameters = dict(zip(self._shapes, map(to_numpy, gradients), strict=False))
@@ -96,25 +113,28 @@ class Model:
     @torch.no_grad()
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
-        sums = torch.zeros(3, dtype=torch.float64, device=self._place.handle)
+        weights, sums = self._weights(), torch.zeros(3, dtype=torch.float64, device=self._place.handle)
         for k in range(len(batches.tokens)):
             batch = at(stacked, k)
-            logits, state, _ = self._forward(batch.tokens.T, zero_rows(state, batch.reset), record=False)
-            sums += torch.stack([each.double() for each in score(logits, batch.targets.T, batch.mask.T)])
+            outputs, state, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset))
+            outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
+            sums += torch.stack([each.double() for each in score(self._decode(weights, outputs), targets, mask)])
         nats, tokens, hits = sums.tolist()
         return Evaluation(nats, int(tokens), int(hits), state)
 
     @torch.no_grad()
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
-        tokens, _, _, reset = map(self._array, batch)
-        logits, _, records = self._forward(tokens.T, zero_rows(state, reset), record=True)
+        weights, on_device = self._weights(), Batch(*map(self._array, batch))
+        before = zero_rows(state, on_device.reset)
+        outputs, _, records = self._outputs(weights, on_device.tokens.T, before, record=True)
+        logits = self._decode(weights, predictions(outputs, on_device, self._model.many_to_one)[0])
         traced = {
-            f"{field}_l{k}": value.transpose(0, 1)
+            f"{field}_l{k}": to_numpy(value.transpose(0, 1))
             for k, record in enumerate(records)
             if record
             for field, value in {**record.gates._asdict(), **record.states._asdict()}.items()
         }
-        return {name: to_numpy(value) for name, value in {**traced, "logits": logits.transpose(0, 1)}.items()}
+        return traced | {"logits": to_numpy(logits[0] if self._model.many_to_one else logits.transpose(0, 1))}
 
     @torch.no_grad()
     def generate(
@@ -132,42 +152,61 @@ class Model:
         arrays = self._array(prompt), self._array(prompt_lengths)
         permitted = None if allowed is None else self._array(allowed)
         state = self.initial_state(len(prompt))
-        return to_numpy(generate(self._advance, state, *arrays, draws, rule, self._array(free), permitted))
+        advance = partial(self._advance, self._weights())
+        return to_numpy(generate(advance, state, *arrays, draws, rule, self._array(free), permitted))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
 
-    def _inputs(self, tokens: Array) -> Array:
-        embedding = self._parameters.get("embedding.weight")
-        return tokens if embedding is None else torch.nn.functional.embedding(tokens, embedding)
+    def _weights(self) -> dict[str, Array]:
+        """The parameters in the layers' precision, inside the graph."""
+        return {name: value.to(self._place.layers) for name, value in self._parameters.items()}
 
-    def _weights(self) -> list[Any]:
-        return [layer_weights(self._cell, self._parameters, k) for k in range(self._model.num_layers)]
+    def _dropout(self, step: Array | int | None) -> Dropout | None:
+        """What the masks of a step depend on; None where nothing is dropped."""
+        rate = self._model.dropout
+        return Dropout(rate, self._dropout_keys, step) if rate and step is not None else None
 
-    def _forward(self, tokens: Array, state: State, record: bool) -> tuple[Array, State, list[Record | None]]:
-        """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
-        outputs, state, records = unroll_layers(self._cell, self._inputs(tokens), state, self._weights(), record)
-        decoder = self._parameters["decoder.weight"], self._parameters["decoder.bias"]
-        return torch.nn.functional.linear(outputs, *decoder), state, records
+    def _decode(self, weights: dict[str, Array], outputs: Array) -> Array:
+        """Outputs [..., H] -> logits [..., V]; tied weights: the decoder is the embedding."""
+        decoder = weights["embedding.weight" if self._model.tied_weights else "decoder.weight"]
+        return torch.nn.functional.linear(outputs, decoder, weights["decoder.bias"]).to(self._place.dtype)
 
-    def _advance(self, tokens: Array, state: State) -> tuple[Array, State]:
+    def _outputs(
+        self,
+        weights: dict[str, Array],
+        tokens: Array,
+        state: State,
+        dropout: Dropout | None = None,
+        record: bool = False,
+    ) -> tuple[Array, State, list[Record | None]]:
+        """tokens [T, B] -> outputs of the top layer [T, B, H], state, a record for each layer."""
+        vectors = embed(tokens, weights, self._model.embedding_activation)
+        engine = unroll if record else self._unroll
+        before = cast(state, self._place.layers)
+        outputs, after, records = unroll_layers(self._model, weights, vectors, before, dropout, record, engine)
+        return outputs, cast(after, self._place.dtype), records
+
+    def _advance(self, weights: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
         """tokens [B] -> logits [B, V], state."""
-        logits, state, _ = self._forward(tokens[None], state, record=False)
-        return logits[0], state
+        outputs, state, _ = self._outputs(weights, tokens[None], state)
+        return self._decode(weights, outputs[0]), state
 
-    def _loss(self, batch: Batch, state: State) -> tuple[Array, State]:
+    def _loss(self, batch: Batch, state: State, dropout: Dropout | None) -> tuple[Array, State]:
         """Mean nats of the batch, and the state after it, detached."""
-        logits, after, _ = self._forward(batch.tokens.T, zero_rows(state, batch.reset), record=False)
-        return mean_nats(logits, batch.targets.T, batch.mask.T), map_state(torch.Tensor.detach, after)
+        weights = self._weights()
+        outputs, after, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
+        outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
+        return mean_nats(self._decode(weights, outputs), targets, mask), map_state(torch.Tensor.detach, after)
 
     def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, Array, Array, State]:
-        loss, after = self._loss(batch, state)
+        loss, after = self._loss(batch, state, self._dropout(self._step))
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
             gradients = dict(zip(self._shapes, grads, strict=True))
             norm = global_norm(gradients)
             finite = loss.isfinite() & norm.isfinite()
-            clipped = clip_by_global_norm(gradients, norm, self._optimizer.clip_norm)
+            clipped = clip(self._optimizer, gradients, norm)
             update(self._optimizer, self._parameters, clipped, self._slots, self._step, finite, learning_rate)
             self._step += finite
         return loss.detach(), norm, finite, keep(finite, after, state)
@@ -176,6 +215,11 @@ class Model:
 def map_state(function: Any, state: State) -> State:
     """A function of every field of every layer's state."""
     return tuple(type(layer)(*map(function, layer)) for layer in state)
+
+
+def cast(state: State, dtype: torch.dtype) -> State:
+    """The state in a precision; as it is where it has it."""
+    return state if state[0].hidden.dtype == dtype else map_state(lambda field: field.to(dtype), state)
 
 
 def zero_rows(state: State, reset: Array) -> State:
