@@ -48,8 +48,8 @@ COMMON = [
 ]  # fmt: skip
 CELLS_ONLY = [
     Defect("recurrent weight transposed", "rnn", "rnn.py", "tanh(projected + state.hidden @ weights.weight_hh.T", "tanh(projected + state.hidden @ weights.weight_hh"),
-    Defect("bias missing", "rnn", "unroll.py", ".add_(weights.bias)", ".add_(0 * weights.bias)"),
-    Defect("bias counted twice", "lstm", "unroll.py", ".add_(weights.bias)", ".add_(2 * weights.bias)"),
+    Defect("bias missing", "rnn", "unroll.py", "weights.weight_ih, weights.bias)", "weights.weight_ih, 0 * weights.bias)"),
+    Defect("bias counted twice", "lstm", "unroll.py", "weights.weight_ih, weights.bias)", "weights.weight_ih, 2 * weights.bias)"),
     Defect("every layer starts from the first layer's state", "gru", "unroll.py", "engine(cell, inputs, state,", "engine(cell, inputs, states[0],"),
     Defect("state of the last step stale", "lstm", "unroll.py", "return outputs, state,", "return outputs, states[max(len(states) - 2, 0)],"),
     Defect("wrnn: the skip sees the new state", "wrnn", "wrnn.py", "state.first @ weights.weight_skip.T", "first @ weights.weight_skip.T"),
