@@ -9,9 +9,8 @@ import numpy as np
 from shared.config import RuntimeConfig
 from shared.errors import ImplementationError
 
-# Both before the first array: float64 would silently become float32, and float32 products TF32 on a GPU.
+# Before the first array: float64 would silently become float32.
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_default_matmul_precision", "highest")
 
 Array: TypeAlias = jax.Array
 
@@ -20,24 +19,39 @@ class Device(NamedTuple):
     """Where arrays live, and the precision of the model."""
 
     name: str
-    dtype: Any
+    dtype: Any  # of parameters, optimizer, loss, and the states outside
+    layers: Any  # of everything from the embedding to the logits
     handle: jax.Device
 
 
 def open_device(runtime: RuntimeConfig) -> Device:
-    """The device that the user asked for; ImplementationError where there is none."""
-    dtype = jnp.dtype(runtime.dtype)
+    """The device that the user asked for; ImplementationError where there is none, or no such precision.
+
+    Whether products may be rounded to TF32 is a setting of the process: the model made last decides.
+    """
+    dtype = jnp.dtype("float64" if runtime.dtype == "float64" else "float32")
+    layers = jnp.dtype("bfloat16") if runtime.dtype == "bfloat16" else dtype
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if runtime.dtype == "tf32" else "highest")
     kind, _, index = runtime.device.partition(":")
     gpus = [] if kind == "cpu" else [device for device in jax.devices() if device.platform == "gpu"]
     if kind == "cpu" or (kind == "auto" and not gpus):
-        return Device("cpu", dtype, jax.devices("cpu")[0])
+        if runtime.dtype == "tf32":
+            raise ImplementationError(
+                "TF32 exists on NVIDIA GPUs from Ampere on, but JAX runs on the processor. Use --dtype float32."
+            )
+        return Device("cpu", dtype, layers, jax.devices("cpu")[0])
     if int(index or 0) >= len(gpus):
         raise ImplementationError(
             f"JAX {jax.__version__} sees {len(gpus)} CUDA devices, --device {runtime.device} asks for one that is not "
             'there. Run `pip install "jax[cuda12]"` where there is an NVIDIA driver, or use --device cpu.'
         )
     handle = gpus[int(index or 0)]
-    return Device(f"cuda:{index or 0} ({handle.device_kind})", dtype, handle)
+    name = f"cuda:{index or 0} ({handle.device_kind})"
+    if runtime.dtype in ("tf32", "bfloat16") and float(getattr(handle, "compute_capability", 0)) < 8:
+        raise ImplementationError(
+            f"--dtype {runtime.dtype} needs an NVIDIA GPU from Ampere on, this is {name}. Use --dtype float32."
+        )
+    return Device(name, dtype, layers, handle)
 
 
 def kernel(device: Device) -> str:
@@ -52,5 +66,5 @@ def to_array(values: np.ndarray, device: Device) -> Array:
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """Copy to the host, contiguous."""
-    return np.array(array)
+    """Copy to the host, contiguous; bfloat16, which NumPy lacks, as float32."""
+    return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)

@@ -1,4 +1,5 @@
-"""Gated recurrent unit (Cho et al. 2014), the reset gate applied after the product, as torch.nn.GRU and cuDNN."""
+"""Gated recurrent unit (Cho et al. 2014): the reset gate acts after the product, as in torch.nn.GRU and cuDNN,
+or before it, as in the paper."""
 
 from typing import NamedTuple
 
@@ -26,15 +27,48 @@ class GRUGates(NamedTuple):
     recurrent: Array  # U h + b_hn of the candidate, before the reset gate
 
 
+class ResetBeforeWeights(NamedTuple):
+    weight_ih: Array  # [3H, I], row blocks: reset, update, candidate
+    weight_hh: Array  # [3H, H]
+    bias: Array  # [3H]
+
+
+class ResetBeforeGates(NamedTuple):
+    reset_gate: Array  # each [B, H]
+    update_gate: Array
+    candidate: Array
+
+
 def gru_step(projected: Array, state: GRUState, weights: GRUWeights) -> tuple[GRUState, GRUGates]:
     """One time step; projected [B, 3H] is W x + b.
 
-    r, z = sigmoid(W x + b + U h)     n = tanh(W x + b + r * (U h + b_hn))
+    r, z = sigmoid(W x + b + U h)     n = jnp.tanh(W x + b + r * (U h + b_hn))
     h' = (1 - z) * n + z * h
     """
     x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(state.hidden @ weights.weight_hh.T, 3, axis=-1)
-    reset, update, recurrent = sigmoid(x_r + h_r), sigmoid(x_z + h_z), h_n + weights.bias_hn
+    reset, update, recurrent = (
+        sigmoid(x_r + h_r),
+        sigmoid(x_z + h_z),
+        h_n + weights.bias_hn,
+    )
     candidate = jnp.tanh(x_n + reset * recurrent)
     hidden = (1 - update) * candidate + update * state.hidden
     return GRUState(hidden), GRUGates(reset, update, candidate, recurrent)
+
+
+def reset_before_step(
+    projected: Array, state: GRUState, weights: ResetBeforeWeights
+) -> tuple[GRUState, ResetBeforeGates]:
+    """One time step; projected [B, 3H] is W x + b.
+
+    r, z = sigmoid(W x + b + U h)     n = jnp.tanh(W x + b + U (r * h))
+    h' = (1 - z) * n + z * h
+    """
+    size = state.hidden.shape[-1]
+    x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
+    h_r, h_z = jnp.split(state.hidden @ weights.weight_hh[: 2 * size].T, 2, axis=-1)
+    reset, update = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    candidate = jnp.tanh(x_n + (reset * state.hidden) @ weights.weight_hh[2 * size :].T)
+    hidden = (1 - update) * candidate + update * state.hidden
+    return GRUState(hidden), ResetBeforeGates(reset, update, candidate)

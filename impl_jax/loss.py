@@ -1,9 +1,12 @@
 """Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from optax import softmax_cross_entropy_with_integer_labels
 
 from impl_jax.arrays import Array
+from shared.contract import Batch
 
 
 def token_nats(logits: Array, targets: Array) -> Array:
@@ -20,3 +23,20 @@ def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Arr
     """Summed nats in float64, unmasked tokens, hits."""
     nats = token_nats(logits, targets).sum(dtype=jnp.float64, where=mask)
     return nats, mask.sum(), ((logits.argmax(-1) == targets) & mask).sum()
+
+
+def predictions(outputs: Array, batch: Batch, many_to_one: bool) -> tuple[Array, Array, Array]:
+    """Which outputs [T, B, H] predict, their targets and mask; of a many-to-one model only the last unmasked, T = 1."""
+    if not many_to_one:
+        return outputs, batch.targets.T, batch.mask.T
+    return (
+        outputs[last_steps(batch)][None],
+        batch.targets[None],
+        batch.mask.any(1)[None],
+    )
+
+
+def last_steps(batch: Batch) -> Any:
+    """Index into [T, B] of the last unmasked step of each row; the first step where there is none."""
+    last = jnp.maximum(batch.mask.sum(1) - 1, 0)
+    return last, jnp.arange(len(last))

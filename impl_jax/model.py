@@ -1,7 +1,7 @@
 """The LanguageModel in JAX; the rules are in shared.contract."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +9,34 @@ import numpy as np
 from jax import lax
 
 from impl_jax.arrays import Array, kernel, open_device, to_array, to_numpy
+from impl_jax.dropout import Dropout
+from impl_jax.embedding import embed
 from impl_jax.generate import generate
-from impl_jax.loss import mean_nats, score
-from impl_jax.optimizer import clip_by_global_norm, global_norm, init_slots, update
-from impl_jax.unroll import CELLS, Record, layer_weights, unroll_layers
+from impl_jax.loss import mean_nats, predictions, score
+from impl_jax.native import native_engine, native_kernel, require_native
+from impl_jax.optimizer import clip, global_norm, init_slots, update
+from impl_jax.unroll import Engine, Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
-from shared.optimizers import slot_shapes
+from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
+from shared.random_bits import dropout_keys
 from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime)
+    return Model(model, optimizer, vocabulary_size, runtime, seed)
+
+
+class Network(NamedTuple):
+    """All that decides a program but the shapes; what is compiled for one serves every model that is equal."""
+
+    config: ModelConfig
+    engine: Engine
+    layers: Any  # precision from the embedding to the logits
 
 
 class Model:
@@ -33,18 +45,27 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, CELLS[model.cell]
+        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        native = runtime.engine == "native"
+        if native:
+            require_native(model, self._place)
+        self.device, self.engine = self._place.name, runtime.engine
+        self.kernel = native_kernel(model, self._place) if native else kernel(self._place)
+        engine = native_engine(model, self._place) if native else unroll
+        self._network = Network(model, engine, self._place.layers)
+        keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
+        self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
     def load_parameters(self, parameters: Arrays) -> None:
         check_arrays("The parameters", parameters, self._shapes)
         self._parameters = {name: self._array(parameters[name]) for name in self._shapes}
-        self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.array(0, np.int32))
+        self.reset_optimizer()
 
     def dump_parameters(self) -> dict[str, np.ndarray]:
         return {name: to_numpy(self._parameters[name]) for name in self._shapes}
@@ -58,6 +79,9 @@ class Model:
     def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
         shapes = slot_shapes(self._optimizer, self._shapes)
         return {name: to_numpy(self._slots[name]) for name in shapes}, int(self._step)
+
+    def reset_optimizer(self) -> None:
+        self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.array(0, np.int32))
 
     def initial_state(self, batch_size: int) -> State:
         shapes = state_shapes(self._model, batch_size)
@@ -73,33 +97,37 @@ class Model:
         return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
 
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        logits, state = _logits(self._model, self._parameters, self._array(tokens), state)
+        logits, state = _logits(self._network, self._parameters, self._array(tokens), state)
         return to_numpy(logits), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         on_device = Batch(*map(self._array, batch))
-        (loss, state), (gradients, d_state) = _gradients(self._model, self._parameters, state, on_device)
+        now = None if step is None else self._array(np.array(step, np.int32))
+        results = _gradients(self._network, self._parameters, state, on_device, self._dropout_keys, now)
+        (loss, state), (gradients, d_state) = results
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
         stacked = Batch(*map(self._array, batches))
         start = self._parameters, self._slots, self._step, state
-        end, reports = _train_steps(self._model, self._optimizer, start, stacked, self._array(learning_rates))
+        rates = self._array(learning_rates)
+        end, reports = _train_steps(self._network, self._optimizer, start, stacked, rates, self._dropout_keys)
         self._parameters, self._slots, self._step, state = end
         losses, norms, finite = map(to_numpy, reports)
         return TrainingSteps(losses.astype(np.float64), norms, finite, state)
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
-        (nats, tokens, hits), state = _evaluate(self._model, self._parameters, stacked, state)
+        (nats, tokens, hits), state = _evaluate(self._network, self._parameters, stacked, state)
         return Evaluation(float(nats), int(tokens), int(hits), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
-        logits, records = _trace(self._model, self._parameters, Batch(*map(self._array, batch)), state)
+        logits, records = _trace(self._network, self._parameters, Batch(*map(self._array, batch)), state)
         traced = {
             f"{field}_l{k}": value
             for k, record in enumerate(records)
+            if record
             for field, value in {**record.gates._asdict(), **record.states._asdict()}.items()
         }
         return {name: to_numpy(value) for name, value in {**traced, "logits": logits}.items()}
@@ -119,7 +147,7 @@ class Model:
         arrays = [self._array(each) for each in (prompt, prompt_lengths)]
         permitted = None if allowed is None else self._array(allowed)
         state = self.initial_state(len(prompt))
-        written = _generate(self._model, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
+        written = _generate(self._network, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
         return to_numpy(written)
 
     def _array(self, values: np.ndarray) -> Array:
@@ -135,47 +163,71 @@ def zero_rows(state: State, reset: Array) -> State:
 # so that an interrupted call leaves the model as it was.
 
 
-def _forward(
-    model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State, record: bool
+def _weights(network: Network, parameters: dict[str, Array]) -> dict[str, Array]:
+    """The parameters in the layers' precision."""
+    return {name: value.astype(network.layers) for name, value in parameters.items()}
+
+
+def _outputs(
+    network: Network,
+    weights: dict[str, Array],
+    tokens: Array,
+    state: State,
+    dropout: Dropout | None = None,
+    record: bool = False,
 ) -> tuple[Array, State, list[Record | None]]:
-    """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
-    cell = CELLS[model.cell]
-    inputs = parameters["embedding.weight"][tokens] if model.embedding_size else tokens
-    weights = [layer_weights(cell, parameters, k) for k in range(model.num_layers)]
-    outputs, state, records = unroll_layers(cell, inputs, state, weights, record)
-    logits = jnp.einsum("tbh,vh->tbv", outputs, parameters["decoder.weight"]) + parameters["decoder.bias"]
-    return logits, state, records
+    """tokens [T, B] -> outputs of the top layer [T, B, H], state, a record for each layer."""
+    before = jax.tree.map(lambda field: field.astype(network.layers), state)
+    vectors = embed(tokens, weights, network.config.embedding_activation)
+    engine = unroll if record else network.engine
+    outputs, after, records = unroll_layers(network.config, weights, vectors, before, dropout, record, engine)
+    return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), records
 
 
-def _loss(model: ModelConfig, parameters: dict[str, Array], state: State, batch: Batch) -> tuple[Array, State]:
+def _decode(network: Network, weights: dict[str, Array], outputs: Array) -> Array:
+    """Outputs [T, B, H] -> logits [T, B, V]; tied weights: the decoder is the embedding."""
+    decoder = weights["embedding.weight" if network.config.tied_weights else "decoder.weight"]
+    logits = jnp.einsum("tbh,vh->tbv", outputs, decoder) + weights["decoder.bias"]
+    return logits.astype(jnp.promote_types(network.layers, jnp.float32))
+
+
+def _loss(
+    network: Network, parameters: dict[str, Array], state: State, batch: Batch, keys: Array, step: Array | None
+) -> tuple[Array, State]:
     """Mean nats of the batch, and the state after it."""
-    logits, after, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
-    return mean_nats(logits, batch.targets.T, batch.mask.T), after
+    config, weights = network.config, _weights(network, parameters)
+    dropout = Dropout(config.dropout, keys, step) if config.dropout and step is not None else None
+    outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
+    chosen, targets, mask = predictions(outputs, batch, config.many_to_one)
+    return mean_nats(_decode(network, weights, chosen), targets, mask), after
 
 
 _gradients = jax.jit(jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True), static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(model: ModelConfig, parameters: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
-    """tokens [B, T] -> logits [B, T, V], state."""
-    logits, state, _ = _forward(model, parameters, tokens.T, state, record=False)
-    return logits.swapaxes(0, 1), state
+def _logits(network: Network, parameters: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
+    """tokens [B, T] -> logits [B, T, V], or [B, V] of a many-to-one model; state."""
+    weights = _weights(network, parameters)
+    outputs, state, _ = _outputs(network, weights, tokens.T, state)
+    if network.config.many_to_one:
+        return _decode(network, weights, outputs[-1:])[0], state
+    return _decode(network, weights, outputs).swapaxes(0, 1), state
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _train_steps(
-    model: ModelConfig, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array
+    network: Network, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array, keys: Array
 ) -> tuple[Any, tuple[Array, Array, Array]]:
     """Parameters, slots, step and state before and after K steps; losses, gradient norms and finite of each."""
 
     def train_step(before: Any, each: tuple[Batch, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
         parameters, slots, step, state = before
         batch, learning_rate = each
-        (loss, after), (gradients, _) = _gradients(model, parameters, state, batch)
+        (loss, after), (gradients, _) = _gradients(network, parameters, state, batch, keys, step)
         norm = global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        clipped = clip_by_global_norm(gradients, norm, optimizer.clip_norm)
+        clipped = clip(optimizer, gradients, norm)
         parameters, slots = update(optimizer, parameters, clipped, slots, step, finite, learning_rate)
         state = jax.tree.map(partial(jnp.where, finite), after, state)
         return (parameters, slots, step + finite, state), (loss, norm, finite)
@@ -185,31 +237,39 @@ def _train_steps(
 
 @partial(jax.jit, static_argnums=0)
 def _evaluate(
-    model: ModelConfig, parameters: dict[str, Array], batches: Batch, state: State
+    network: Network, parameters: dict[str, Array], batches: Batch, state: State
 ) -> tuple[tuple[Array, Array, Array], State]:
     """Sums over the batches, and the state after them."""
+    weights = _weights(network, parameters)
 
     def evaluate(state: State, batch: Batch) -> tuple[State, tuple[Array, Array, Array]]:
-        logits, state, _ = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=False)
-        return state, score(logits, batch.targets.T, batch.mask.T)
+        outputs, state, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset))
+        chosen, targets, mask = predictions(outputs, batch, network.config.many_to_one)
+        return state, score(_decode(network, weights, chosen), targets, mask)
 
     state, scores = lax.scan(evaluate, state, batches)
     return jax.tree.map(jnp.sum, scores), state
 
 
 @partial(jax.jit, static_argnums=0)
-def _trace(model: ModelConfig, parameters: dict[str, Array], batch: Batch, state: State) -> tuple[Array, list[Record]]:
-    """Logits [B, T, V], and the record of each layer with fields [B, T, H]."""
-    logits, _, records = _forward(model, parameters, batch.tokens.T, zero_rows(state, batch.reset), record=True)
-    return jax.tree.map(lambda steps: steps.swapaxes(0, 1), (logits, records))
+def _trace(
+    network: Network, parameters: dict[str, Array], batch: Batch, state: State
+) -> tuple[Array, list[Record | None]]:
+    """Logits as `logits`, and the record of each layer with fields [B, T, H]."""
+    weights, before = _weights(network, parameters), zero_rows(state, batch.reset)
+    outputs, _, records = _outputs(network, weights, batch.tokens.T, before, record=True)
+    logits = _decode(network, weights, predictions(outputs, batch, network.config.many_to_one)[0]).swapaxes(0, 1)
+    records = jax.tree.map(lambda steps: steps.swapaxes(0, 1), records)
+    return logits[:, 0] if network.config.many_to_one else logits, records
 
 
 @partial(jax.jit, static_argnums=0)
-def _generate(model: ModelConfig, parameters: dict[str, Array], *arguments: Any) -> Array:
+def _generate(network: Network, parameters: dict[str, Array], *arguments: Any) -> Array:
     """`generate` with this model as the function that advances."""
+    weights = _weights(network, parameters)
 
     def advance(tokens: Array, state: State) -> tuple[Array, State]:
-        logits, state, _ = _forward(model, parameters, tokens[None], state, record=False)
-        return logits[0], state
+        outputs, state, _ = _outputs(network, weights, tokens[None], state)
+        return _decode(network, weights, outputs)[0], state
 
     return generate(advance, *arguments)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from impl_jax.arrays import Array
@@ -21,9 +22,14 @@ class RNNGates(NamedTuple):
     pass
 
 
-def rnn_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RNNState, RNNGates]:
+def tanh_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RNNState, RNNGates]:
     """One time step; projected [B, H] is W x + b.
 
     h' = tanh(W x + b + U h)
     """
     return RNNState(jnp.tanh(projected + state.hidden @ weights.weight_hh.T)), RNNGates()
+
+
+def relu_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RNNState, RNNGates]:
+    """The same with max(0, x) for tanh."""
+    return RNNState(jax.nn.relu(projected + state.hidden @ weights.weight_hh.T)), RNNGates()

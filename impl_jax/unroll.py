@@ -7,14 +7,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from impl_jax.arrays import Array
-from impl_jax.gru import GRUGates, GRUState, GRUWeights, gru_step
+from impl_jax.dropout import Dropout, drop
+from impl_jax.gru import (
+    GRUGates,
+    GRUState,
+    GRUWeights,
+    ResetBeforeGates,
+    ResetBeforeWeights,
+    gru_step,
+    reset_before_step,
+)
 from impl_jax.lstm import LSTMGates, LSTMState, LSTMWeights, lstm_step
-from impl_jax.rnn import RNNGates, RNNState, RNNWeights, rnn_step
+from impl_jax.rnn import RNNGates, RNNState, RNNWeights, relu_step, tanh_step
+from impl_jax.wrnn import WRNNGates, WRNNState, WRNNWeights, wrnn_step
+from shared.config import ModelConfig
 
 
 class Cell(NamedTuple):
     """What unrolling needs to know of a cell."""
 
+    name: str
     state: Any
     weights: Any
     gates: Any
@@ -22,9 +34,21 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    "rnn": Cell(RNNState, RNNWeights, RNNGates, rnn_step),
-    "lstm": Cell(LSTMState, LSTMWeights, LSTMGates, lstm_step),
-    "gru": Cell(GRUState, GRUWeights, GRUGates, gru_step),
+    cell.name: cell
+    for cell in (
+        Cell("rnn-tanh", RNNState, RNNWeights, RNNGates, tanh_step),
+        Cell("rnn-relu", RNNState, RNNWeights, RNNGates, relu_step),
+        Cell("lstm", LSTMState, LSTMWeights, LSTMGates, lstm_step),
+        Cell("gru-after", GRUState, GRUWeights, GRUGates, gru_step),
+        Cell(
+            "gru-before",
+            GRUState,
+            ResetBeforeWeights,
+            ResetBeforeGates,
+            reset_before_step,
+        ),
+        Cell("wrnn", WRNNState, WRNNWeights, WRNNGates, wrnn_step),
+    )
 }
 
 
@@ -35,17 +59,25 @@ class Record(NamedTuple):
     gates: Any  # the cell's Gates, each field [T, B, H]
 
 
+Engine = Callable[[Cell, Array, Any, Any, bool], tuple[Array, Any, Record | None]]
+"""One layer over time: `unroll`, or `impl_jax.native.unroll_native`."""
+
+
+def cell_of(model: ModelConfig) -> Cell:
+    """The cell that the model's options describe."""
+    variants = {"rnn": f"rnn-{model.nonlinearity}", "gru": f"gru-{model.gru_reset}"}
+    return CELLS[variants.get(model.cell, model.cell)]
+
+
 def layer_weights(cell: Cell, parameters: Mapping[str, Array], layer: int) -> Any:
     """The canonical parameters of a layer as the cell's weights."""
     return cell.weights(*(parameters[f"rnn.{field}_l{layer}"] for field in cell.weights._fields))
 
 
-def project(inputs: Array, weights: Any) -> Array:
-    """W x + b of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot input, -> [T, B, G*H]."""
-    if inputs.ndim == 2:
-        return weights.weight_ih.T[inputs] + weights.bias
-    # Written `@ weight_ih.T`, the product of a single row would copy the transposed weight each time.
-    return jnp.einsum("tbi,gi->tbg", inputs, weights.weight_ih) + weights.bias
+def multiply(inputs: Array, weight: Array) -> Array:
+    """W x of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot vectors, -> [T, B, out]."""
+    # Written `@ weight.T`, the product of a single row would copy the transposed weight each time.
+    return weight.T[inputs] if inputs.ndim == 2 else jnp.einsum("tbi,oi->tbo", inputs, weight)
 
 
 def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:
@@ -56,17 +88,34 @@ def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) ->
         return after, Record(after, gates)
 
     # XLA drops what nobody reads of the record.
-    state, steps = lax.scan(advance, state, project(inputs, weights))
+    state, steps = lax.scan(advance, state, multiply(inputs, weights.weight_ih) + weights.bias)
     return steps.states.hidden, state, steps if record else None
 
 
 def unroll_layers(
-    cell: Cell, inputs: Array, states: tuple[Any, ...], weights: list[Any], record: bool
+    model: ModelConfig,
+    parameters: Mapping[str, Array],
+    inputs: Array,
+    states: tuple[Any, ...],
+    dropout: Dropout | None,
+    record: bool,
+    engine: Engine,
 ) -> tuple[Array, tuple[Any, ...], list[Record | None]]:
     """All layers -> outputs of the top one, states after the last step, records."""
+    cell = cell_of(model)
     finals, records = [], []
-    for state, each in zip(states, weights, strict=True):
-        inputs, final, layer_record = unroll(cell, inputs, state, each, record)
+    for k, state in enumerate(states):
+        outputs, final, steps = engine(cell, inputs, state, layer_weights(cell, parameters, k), record)
+        if model.residual:
+            outputs = outputs + shortcut(inputs, parameters.get(f"rnn.residual_l{k}"))
+        if dropout and k + 1 < model.num_layers:
+            outputs = drop(outputs, k, dropout)
         finals.append(final)
-        records.append(layer_record)
+        records.append(steps)
+        inputs = outputs
     return inputs, tuple(finals), records
+
+
+def shortcut(inputs: Array, weight: Array | None) -> Array:
+    """What a residual connection adds: the inputs, projected if there is a weight."""
+    return inputs if weight is None else multiply(inputs, weight)

@@ -54,4 +54,6 @@ def quiet(runtime: RuntimeConfig) -> dict[str, str]:
     hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"} if runtime.device == "cpu" else {}
     # What is called TF_USE_LEGACY_KERAS keeps TensorFlow from loading Keras at all, a third of its import.
     tensorflow = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "TF_USE_LEGACY_KERAS": "1"}
-    return tensorflow | gpu | hidden
+    # cuBLAS and XLA add up in any order on a GPU unless told otherwise before they load.
+    same_bits = {"CUBLAS_WORKSPACE_CONFIG": ":4096:2", "XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+    return tensorflow | gpu | hidden | same_bits

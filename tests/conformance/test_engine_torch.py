@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import REQUIRED
 
 from runner.registry import create_model, import_quietly
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -11,7 +10,6 @@ from shared.errors import ImplementationError
 from shared.parameters import parameter_shapes
 from shared.random_bits import dropout_keys, keep_mask
 
-pytestmark = pytest.mark.skipif("torch" not in REQUIRED, reason="this environment is for other implementations")
 B, T, V, E, H, K = 3, 5, 9, 4, 6, 8
 LAYERS = {
     "rnn": (ModelConfig(cell="rnn"), "RNN", {}, "rnn_tanh"),
