@@ -21,17 +21,15 @@ class Device(NamedTuple):
     name: str
     dtype: Any  # of parameters, optimizer, loss, and the states outside
     layers: Any  # of everything from the embedding to the logits
+    precision: str  # of products of float32: "highest", or "tensorfloat32"
     handle: jax.Device
 
 
 def open_device(runtime: RuntimeConfig) -> Device:
-    """The device that the user asked for; ImplementationError where there is none, or no such precision.
-
-    Whether products may be rounded to TF32 is a setting of the process: the model made last decides.
-    """
+    """The device that the user asked for; ImplementationError where there is none, or no such precision."""
     dtype = jnp.dtype("float64" if runtime.dtype == "float64" else "float32")
     layers = jnp.dtype("bfloat16") if runtime.dtype == "bfloat16" else dtype
-    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if runtime.dtype == "tf32" else "highest")
+    precision = "tensorfloat32" if runtime.dtype == "tf32" else "highest"
     kind, _, index = runtime.device.partition(":")
     gpus = [] if kind == "cpu" else [device for device in jax.devices() if device.platform == "gpu"]
     if kind == "cpu" or (kind == "auto" and not gpus):
@@ -39,7 +37,7 @@ def open_device(runtime: RuntimeConfig) -> Device:
             raise ImplementationError(
                 "TF32 exists on NVIDIA GPUs from Ampere on, but JAX runs on the processor. Use --dtype float32."
             )
-        return Device("cpu", dtype, layers, jax.devices("cpu")[0])
+        return Device("cpu", dtype, layers, precision, jax.devices("cpu")[0])
     if int(index or 0) >= len(gpus):
         raise ImplementationError(
             f"JAX {jax.__version__} sees {len(gpus)} CUDA devices, --device {runtime.device} asks for one that is not "
@@ -51,7 +49,7 @@ def open_device(runtime: RuntimeConfig) -> Device:
         raise ImplementationError(
             f"--dtype {runtime.dtype} needs an NVIDIA GPU from Ampere on, this is {name}. Use --dtype float32."
         )
-    return Device(name, dtype, layers, handle)
+    return Device(name, dtype, layers, precision, handle)
 
 
 def kernel(device: Device) -> str:

@@ -42,16 +42,12 @@ class ResetBeforeGates(NamedTuple):
 def gru_step(projected: Array, state: GRUState, weights: GRUWeights) -> tuple[GRUState, GRUGates]:
     """One time step; projected [B, 3H] is W x + b.
 
-    r, z = sigmoid(W x + b + U h)     n = jnp.tanh(W x + b + r * (U h + b_hn))
+    r, z = sigmoid(W x + b + U h)     n = tanh(W x + b + r * (U h + b_hn))
     h' = (1 - z) * n + z * h
     """
     x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(state.hidden @ weights.weight_hh.T, 3, axis=-1)
-    reset, update, recurrent = (
-        sigmoid(x_r + h_r),
-        sigmoid(x_z + h_z),
-        h_n + weights.bias_hn,
-    )
+    reset, update, recurrent = sigmoid(x_r + h_r), sigmoid(x_z + h_z), h_n + weights.bias_hn
     candidate = jnp.tanh(x_n + reset * recurrent)
     hidden = (1 - update) * candidate + update * state.hidden
     return GRUState(hidden), GRUGates(reset, update, candidate, recurrent)
@@ -62,7 +58,7 @@ def reset_before_step(
 ) -> tuple[GRUState, ResetBeforeGates]:
     """One time step; projected [B, 3H] is W x + b.
 
-    r, z = sigmoid(W x + b + U h)     n = jnp.tanh(W x + b + U (r * h))
+    r, z = sigmoid(W x + b + U h)     n = tanh(W x + b + U (r * h))
     h' = (1 - z) * n + z * h
     """
     size = state.hidden.shape[-1]

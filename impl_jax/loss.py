@@ -29,11 +29,7 @@ def predictions(outputs: Array, batch: Batch, many_to_one: bool) -> tuple[Array,
     """Which outputs [T, B, H] predict, their targets and mask; of a many-to-one model only the last unmasked, T = 1."""
     if not many_to_one:
         return outputs, batch.targets.T, batch.mask.T
-    return (
-        outputs[last_steps(batch)][None],
-        batch.targets[None],
-        batch.mask.any(1)[None],
-    )
+    return outputs[last_steps(batch)][None], batch.targets[None], batch.mask.any(1)[None]
 
 
 def last_steps(batch: Batch) -> Any:

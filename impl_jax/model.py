@@ -36,7 +36,8 @@ class Network(NamedTuple):
 
     config: ModelConfig
     engine: Engine
-    layers: Any  # precision from the embedding to the logits
+    layers: Any  # dtype from the embedding to the logits
+    precision: str  # of products of float32; not JAX's global setting, so that models of both kinds can live together
 
 
 class Model:
@@ -55,7 +56,7 @@ class Model:
         self.device, self.engine = self._place.name, runtime.engine
         self.kernel = native_kernel(model, self._place) if native else kernel(self._place)
         engine = native_engine(model, self._place) if native else unroll
-        self._network = Network(model, engine, self._place.layers)
+        self._network = Network(model, engine, self._place.layers, self._place.precision)
         keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
         self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
@@ -180,14 +181,15 @@ def _outputs(
     before = jax.tree.map(lambda field: field.astype(network.layers), state)
     vectors = embed(tokens, weights, network.config.embedding_activation)
     engine = unroll if record else network.engine
-    outputs, after, records = unroll_layers(network.config, weights, vectors, before, dropout, record, engine)
+    with jax.default_matmul_precision(network.precision):
+        outputs, after, records = unroll_layers(network.config, weights, vectors, before, dropout, record, engine)
     return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), records
 
 
 def _decode(network: Network, weights: dict[str, Array], outputs: Array) -> Array:
     """Outputs [T, B, H] -> logits [T, B, V]; tied weights: the decoder is the embedding."""
     decoder = weights["embedding.weight" if network.config.tied_weights else "decoder.weight"]
-    logits = jnp.einsum("tbh,vh->tbv", outputs, decoder) + weights["decoder.bias"]
+    logits = jnp.einsum("tbh,vh->tbv", outputs, decoder, precision=network.precision) + weights["decoder.bias"]
     return logits.astype(jnp.promote_types(network.layers, jnp.float32))
 
 

@@ -1,7 +1,9 @@
-"""The framework's own layers: flax linen's cells under its RNN, on a GPU also cuDNN's LSTM. Canonical weights are mapped
-within the differentiated function, so gradients and optimizer stay canonical. flax is loaded only when asked for."""
+"""The framework's own layers: flax linen's cells under its RNN, on a GPU also cuDNN's LSTM. Canonical weights are
+mapped within the differentiated function, so gradients and optimizer stay canonical. flax is loaded only when asked
+for."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -35,7 +37,7 @@ def require_native(model: ModelConfig, device: Device) -> None:
 
 def native_kernel(model: ModelConfig, device: Device) -> str:
     """What multiplies and loops here."""
-    if native_engine(model, device) is unroll_cudnn:
+    if on_cudnn(model, device):
         return f"jax.experimental.rnn.lstm, cuDNN (jax {jax.__version__})"
     layer = LAYERS[cell_of(model).name]
     versions = f"jax {jax.__version__}, flax {version('flax')}"
@@ -44,7 +46,7 @@ def native_kernel(model: ModelConfig, device: Device) -> str:
 
 def native_engine(model: ModelConfig, device: Device) -> Engine:
     """cuDNN's LSTM, which computes in float32, where there is a GPU; else flax."""
-    return unroll_cudnn if on_cudnn(model, device) else unroll_native
+    return CUDNN[device.precision] if on_cudnn(model, device) else unroll_native
 
 
 def on_cudnn(model: ModelConfig, device: Device) -> bool:
@@ -58,7 +60,10 @@ def unroll_native(
     """One layer over time -> outputs [T, B, H], the state after the last step, and no record: there is none."""
     from flax import linen
 
-    options = {"activation_fn": jax.nn.relu} if cell.name == "rnn-relu" else {}
+    dtype = weights.weight_ih.dtype
+    options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype}
+    if cell.name == "rnn-relu":
+        options["activation_fn"] = jax.nn.relu
     layer = getattr(linen, LAYERS[cell.name])(state.hidden.shape[-1], **options)
     stack: Any = linen.RNN(layer, time_major=True, return_carry=True)
     lstm = cell.name == "lstm"
@@ -112,11 +117,18 @@ TREES: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def unroll_cudnn(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:
+def unroll_cudnn(
+    cell: Cell, inputs: Array, state: Any, weights: Any, record: bool, precision: str
+) -> tuple[Array, Any, Record | None]:
     """The same by cuDNN: batch first, all weights in one vector."""
     from jax.experimental import rnn
 
-    return lstm_through(rnn.lstm, cell, inputs, state, weights)
+    return lstm_through(partial(rnn.lstm, precision=precision), cell, inputs, state, weights)
+
+
+# The precision is said outright: the backward pass is traced when no context is left, and would allow TF32. An engine
+# is one object for each precision, so that equal models share what was compiled.
+CUDNN: dict[str, Engine] = {name: partial(unroll_cudnn, precision=name) for name in ("highest", "tensorfloat32")}
 
 
 def lstm_through(

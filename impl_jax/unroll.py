@@ -40,13 +40,7 @@ CELLS = {
         Cell("rnn-relu", RNNState, RNNWeights, RNNGates, relu_step),
         Cell("lstm", LSTMState, LSTMWeights, LSTMGates, lstm_step),
         Cell("gru-after", GRUState, GRUWeights, GRUGates, gru_step),
-        Cell(
-            "gru-before",
-            GRUState,
-            ResetBeforeWeights,
-            ResetBeforeGates,
-            reset_before_step,
-        ),
+        Cell("gru-before", GRUState, ResetBeforeWeights, ResetBeforeGates, reset_before_step),
         Cell("wrnn", WRNNState, WRNNWeights, WRNNGates, wrnn_step),
     )
 }

@@ -144,6 +144,12 @@ def make_case(name: str, design: Design) -> Case:
     )
 
 
+def abridged(case: Case) -> Case:
+    """What engine and precision decide: the layers, their gradients and one training."""
+    label, optimizer = next(iter(case.optimizers.items()))
+    return case._replace(parts=BRIEF, optimizers={label: optimizer})
+
+
 def strengthened(optimizer: OptimizerConfig) -> OptimizerConfig:
     """With numbers that make a mistake visible within 50 steps."""
     clip_norm = min(optimizer.clip_norm, 0.7)
@@ -168,12 +174,14 @@ class Examinee:
         self._impl, self._device = impl, device
 
     def examine(self, case: Case, dtypes: Sequence[Dtype], differences: bool) -> list[dict[str, Any]]:
-        """The quantities in each engine and precision, with what ran; or why an engine refuses. `differences`: also the
-        error of the gradients against finite differences."""
+        """The quantities in each engine and precision, all in the first, with what ran; or why an engine refuses.
+        `differences`: also the error of the gradients against finite differences."""
         found: list[dict[str, Any]] = []
         for engine in case.engines:
             try:
-                found += [self.measure(case, dtype, engine) for dtype in dtypes]
+                for number, dtype in enumerate(dtypes):
+                    whole = engine == "scratch" and number == 0
+                    found.append(self.measure(case if whole else abridged(case), dtype, engine))
             except ImplementationError as error:
                 if engine == "scratch":
                     raise
@@ -184,24 +192,25 @@ class Examinee:
 
     def measure(self, case: Case, dtype: Dtype, engine: Engine = "scratch") -> dict[str, Any]:
         """Every quantity by name, "<group>: <tensor>", and what ran."""
-        model = self._create(case, dtype, engine)
+        model = self.create(case, dtype, engine)
         place = {"engine": model.engine, "kernel": model.kernel, "device": model.device, "dtype": dtype}
         quantities = {name: value for part in self.parts(case, dtype, engine) for name, value in part.items()}
         return place | {"quantities": quantities}
 
     def parts(self, case: Case, dtype: Dtype, engine: Engine = "scratch") -> Iterator[dict[str, np.ndarray]]:
         """The quantities part by part, each computed when it is asked for."""
-        first = self._create(case, dtype, engine)
+        first = self.create(case, dtype, engine)
         for part in case.parts:
             yield numbers_of(PARTS[part](first, case))
         for label in case.optimizers:
-            yield numbers_of(training(self._create(case, dtype, engine, label), case, label))
+            yield numbers_of(training(self.create(case, dtype, engine, label), case, label))
 
     def finite_differences(self, case: Case) -> float:
         """Average relative error of every gradient against differences of the loss, in float64."""
-        return finite_difference_error(self._create(case, "float64"), case)
+        return finite_difference_error(self.create(case, "float64"), case)
 
-    def _create(self, case: Case, dtype: Dtype, engine: Engine = "scratch", label: str = "") -> LanguageModel:
+    def create(self, case: Case, dtype: Dtype, engine: Engine = "scratch", label: str = "") -> LanguageModel:
+        """The case's model, with the optimizer of a label, or the first."""
         runtime = RuntimeConfig(engine=engine, device=self._device, dtype=dtype)
         options = case.optimizers[label] if label else next(iter(case.optimizers.values()))
         model = create_model(self._impl, case.model, options, V, runtime, SEED)

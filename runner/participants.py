@@ -37,10 +37,10 @@ class Participant(Examinee):
 
     def begin(self, dtype: Dtype) -> None:
         """A new model from the common initial weights."""
-        options, symbols = self._options, len(self._experiment.vocabulary)
+        options, symbols, seed = self._options, len(self._experiment.vocabulary), self._options.training.seed
         runtime = replace(options.runtime, dtype=dtype)
-        self._model = create_model(self._impl, options.model, options.optimizer, symbols, runtime, options.training.seed)
-        self._model.load_parameters(initial_parameters(options.model, symbols, options.training.seed))
+        self._model = create_model(self._impl, options.model, options.optimizer, symbols, runtime, seed)
+        self._model.load_parameters(initial_parameters(options.model, symbols, seed))
         self._state = self._model.initial_state(options.training.batch_size)
         self._size = stack_size(options.model, self._experiment, options.training, self._model.device)
         self._place = {"engine": self._model.engine, "kernel": self._model.kernel, "device": self._model.device}

@@ -1,11 +1,14 @@
 """What only JAX has: cuDNN's weights in one vector, and its precisions."""
 
+import re
+
 import numpy as np
 import pytest
 
 from runner.examination import CASES, Examinee, H, at, make_case, small
 from runner.registry import create_model
 from shared.config import OptimizerConfig, RuntimeConfig
+from shared.contract import Batch
 from shared.errors import ImplementationError
 
 CASE = make_case("lstm", CASES["lstm"])
@@ -58,9 +61,54 @@ def test_bfloat16_is_float32_rounded(engine):
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
-def test_tf32_needs_a_gpu():
+@pytest.mark.parametrize(("precision", "allowed"), [("highest", "False"), ("tensorfloat32", "True")])
+def test_cudnn_is_told_its_precision_there_and_back(precision, allowed, monkeypatch):
+    import jax
+    from jaxlib import gpu_rnn
+
+    from impl_jax.model import _gradients
+    from impl_jax.native import CUDNN
+
+    sizes = "compute_rnn_workspace_reserve_space_sizes"  # all that tracing asks of a GPU
+    monkeypatch.setattr(gpu_rnn, sizes, lambda *_: (0, 1), raising=False)
+    model = make(engine="native")
+    network = model._network._replace(engine=CUDNN[precision], precision=precision)
+    batch, state = Batch(*map(model._array, at(CASE.batches, 0))), model.load_state(CASE.state)
+    arguments = network, model._parameters, state, batch, model._dropout_keys, None
+    program = str(jax.make_jaxpr(_gradients, static_argnums=0)(*arguments))
+    assert "rnn_fwd" in program
+    assert "rnn_bwd" in program
+    assert re.findall(r"cudnn_allow_tf32=(\w+)", program) == [allowed] * 4  # two layers
+
+
+def test_tf32_needs_a_gpu_and_leaves_other_models_exact():
+    model = make()
     with pytest.raises(ImplementationError, match="NVIDIA GPUs from Ampere on"):
         make("tf32")
+    assert precisions(model) == {"HIGHEST"}
+
+
+@pytest.mark.parametrize("engine", ["scratch", "native"])
+def test_each_model_keeps_its_own_precision(engine):
+    """Whatever the process is set to, forward and backward."""
+    import jax
+
+    exact, rounded = make(engine=engine), make(engine=engine)
+    rounded._network = rounded._network._replace(precision="tensorfloat32")  # as --dtype tf32 on a GPU
+    with jax.default_matmul_precision("bfloat16"):
+        assert precisions(rounded) == {"HIGH"}
+        assert precisions(exact) == {"HIGHEST"}
+
+
+def precisions(model):
+    """Those of all products in the program for loss and gradients; "DEFAULT" where none is written."""
+    from impl_jax.model import _gradients
+
+    batch, state = Batch(*map(model._array, at(CASE.batches, 0))), model.load_state(CASE.state)
+    program = _gradients.lower(model._network, model._parameters, state, batch, model._dropout_keys, None).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 6  # both layers and the decoder, there and back
+    return {name for line in products for name in (re.findall(r"precision = \[(\w+), \1\]", line) or ["DEFAULT"])}
 
 
 @pytest.mark.parametrize(("model", "layer"), [(small("lstm"), "OptimizedLSTMCell"), (small("gru"), "GRUCell")])
