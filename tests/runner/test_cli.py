@@ -287,9 +287,20 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
     assert "\f" not in shown
 
 
-@pytest.mark.parametrize("name", ["tiny-shakespeare", "time-machine", "tang-poems"])
+NAMED = {
+    "tiny-shakespeare": ["--batch-size", 512],
+    "time-machine": ["--batch-size", 128, "--normalize", "letters"],
+    "water-margin": ["--batch-size", 128, "--first-characters", 100_000],
+    "tang-poems": ["--batch-size", 512, "--maximum-length", 24],
+    "tang-lines": ["--batch-size", 512, "--minimum-count", 100],
+    "tang-300": ["--batch-size", 64, "--cut"],
+    "tang-small": ["--batch-size", 64, "--drop", "，。"],
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_named_corpora_train(tmp_path, data_dir, name):
-    sizes = [*SMALL[:4], "--batch-size", 512, "--seq-length", 64]
+    sizes = [*SMALL[:4], "--seq-length", 64, *NAMED[name]]
     common = ["--data-dir", data_dir, "--max-steps", 2, "--length", 20, "--run-dir", "run"]
     shown = run("--corpus", name, *common, *sizes, folder=tmp_path)
     assert name in shown

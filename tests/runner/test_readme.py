@@ -50,4 +50,4 @@ def test_ci_runs_the_readmes_test_command():
         line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("python3 -m venv")
     ]
     assert len(lines) == 2
-    assert lines[1].endswith("/tox")
+    assert lines[1].endswith("/tox -p")
