@@ -12,6 +12,11 @@ Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
 
 
+def as_tensors(rule: SamplingRule) -> SamplingRule:
+    """The rule with tensors for numbers: another number compiles nothing anew."""
+    return SamplingRule(*map(tf.constant, rule, (tf.float64, tf.int32, tf.float64, tf.int32)))
+
+
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:
     """One token a row: logits [B, V], uniforms [B], allowed [V] -> int32 [B]."""
     scores = tf.cast(logits, tf.float64)

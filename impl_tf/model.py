@@ -1,30 +1,34 @@
 """The LanguageModel in TensorFlow; the rules are in shared.contract."""
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from impl_tf.arrays import Array, kernel, open_device, to_array, to_numpy
-from impl_tf.generate import generate
-from impl_tf.loss import mean_nats, score
+from impl_tf.arrays import Array, Device, cast, compiled, kernel, open_device, scan, swap_axes, to_array, to_numpy
+from impl_tf.dropout import Dropout
+from impl_tf.embedding import embed
+from impl_tf.generate import as_tensors, generate
+from impl_tf.loss import mean_nats, predictions, score
+from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
-from impl_tf.optimizer import clip_by_global_norm, global_norm, init_slots, update
-from impl_tf.unroll import CELLS, Record, layer_weights, unroll_layers
+from impl_tf.optimizer import clip, global_norm, init_slots, update
+from impl_tf.unroll import Engine, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
-from shared.optimizers import slot_shapes
+from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
+from shared.random_bits import dropout_keys
 from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime)
+    return Model(model, optimizer, vocabulary_size, runtime, seed)
 
 
 class Model:
@@ -33,19 +37,26 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig
+        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, CELLS[model.cell]
+        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        engine: Engine = unroll
+        self.kernel = kernel(self._place)
+        if runtime.engine == "native":
+            require_native(model, self._place)
+            engine, self.kernel = native_engine(model, self._place), native_kernel(model, self._place)
+        self._setup = Setup(model, optimizer, self._place, engine, xla=engine is not unroll_cudnn)
+        self.device, self.engine = self._place.name, runtime.engine
+        self._dropout_keys = self._array(np.array([dropout_keys(seed, k) for k in range(model.num_layers)], np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
     def load_parameters(self, parameters: Arrays) -> None:
         check_arrays("The parameters", parameters, self._shapes)
         self._parameters = {name: self._array(parameters[name]) for name in self._shapes}
-        self._slots = self._run(init_slots, self._optimizer, self._parameters)
-        self._step = self._array(np.array(0, np.int32))
+        self.reset_optimizer()
 
     def dump_parameters(self) -> dict[str, np.ndarray]:
         return {name: to_numpy(self._parameters[name]) for name in self._shapes}
@@ -53,12 +64,15 @@ class Model:
     def load_optimizer(self, slots: Arrays, step: int) -> None:
         shapes = slot_shapes(self._optimizer, self._shapes)
         check_arrays("The optimizer's slots", slots, shapes)
-        self._slots = {name: self._array(slots[name]) for name in shapes}
-        self._step = self._array(np.array(step, np.int32))
+        self._slots, self._step = {name: self._array(slots[name]) for name in shapes}, self._array(np.array(step))
 
     def dump_optimizer(self) -> tuple[dict[str, np.ndarray], int]:
         shapes = slot_shapes(self._optimizer, self._shapes)
         return {name: to_numpy(self._slots[name]) for name in shapes}, int(self._step)
+
+    def reset_optimizer(self) -> None:
+        with tf.device(self._place.handle):
+            self._slots, self._step = init_slots(self._optimizer, self._parameters), self._array(np.array(0))
 
     def initial_state(self, batch_size: int) -> State:
         shapes = state_shapes(self._model, batch_size)
@@ -74,40 +88,35 @@ class Model:
         return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
 
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        logits, state = self._run(compiled(_logits, self._model), self._parameters, self._array(tokens), state)
+        logits, state = self._run(_logits, self._parameters, tokens, state)
         return to_numpy(logits), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        on_device = Batch(*map(self._array, batch))
-        results = self._run(compiled(_gradients, self._model), self._parameters, state, on_device)
-        loss, (gradients, d_state), state = results
+        dropout = None if step is None else self._dropout(np.array(step))
+        loss, (gradients, d_state), state = self._run(_gradients, self._parameters, state, batch, dropout)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
-        stacked = Batch(*map(self._array, batches))
-        start = self._parameters, self._slots, self._step, state
-        program = compiled(_train_steps, self._model, self._optimizer)
-        end, reports = self._run(program, start, stacked, self._array(learning_rates))
+        start, dropout = (self._parameters, self._slots, self._step, state), self._dropout(self._step)
+        end, reports = self._run(_scan, _train_step, start, (batches, learning_rates), dropout)
         self._parameters, self._slots, self._step, state = end
-        losses, norms, finite = map(to_numpy, reports)
-        return TrainingSteps(losses, norms, finite, state)
+        losses, norms, finite = to_numpy(reports).T.copy()
+        return TrainingSteps(losses, norms, finite > 0, state)
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
-        stacked = Batch(*map(self._array, batches))
-        program = compiled(_evaluate, self._model)
-        (nats, tokens, hits), state = self._run(program, self._parameters, stacked, state)
+        state, reports = self._run(_scan, _score, state, (batches,), self._parameters)
+        nats, tokens, hits = to_numpy(reports).sum(0)
         return Evaluation(float(nats), int(tokens), int(hits), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
-        on_device = Batch(*map(self._array, batch))
-        logits, records = self._run(compiled(_trace, self._model), self._parameters, on_device, state)
+        logits, records = self._run(_trace, self._parameters, batch, state)
         traced = {
-            f"{field}_l{k}": value
+            f"{field}_l{k}": to_numpy(value)
             for k, record in enumerate(records)
             for field, value in {**record.gates._asdict(), **record.states._asdict()}.items()
         }
-        return {name: to_numpy(value) for name, value in {**traced, "logits": logits}.items()}
+        return traced | {"logits": to_numpy(logits)}
 
     def generate(
         self,
@@ -119,150 +128,128 @@ class Model:
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
         free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        arrays = [self._array(each) for each in (prompt, prompt_lengths)]
         # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
-        draws, numbers = tf.constant(uniforms), SamplingRule(*map(tf.constant, rule, RULE_DTYPES))
-        permitted = None if allowed is None else self._array(allowed)
-        arguments = *arrays, draws, numbers, self._array(free), permitted
-        state = self.initial_state(len(prompt))
-        return to_numpy(self._run(compiled(_generate, self._model, xla=True), self._parameters, state, *arguments))
+        draws, numbers = tf.constant(uniforms), as_tensors(rule)
+        arguments = self.initial_state(len(prompt)), prompt, prompt_lengths, draws, numbers, free, allowed
+        return to_numpy(self._run(_generate, self._parameters, *arguments, xla=self._setup.xla))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
 
-    def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:
-        """A compiled function's results, on this model's device."""
+    def _dropout(self, step: Any) -> Dropout | None:
+        """What the masks of a step depend on; None where nothing is dropped."""
+        return Dropout(self._model.dropout, self._dropout_keys, step) if self._model.dropout else None
+
+    def _run(self, function: Callable[..., Any], *arguments: Any, xla: bool = False) -> Any:
+        """A compiled function's results, on this model's device and in its precision; takes NumPy's arrays, too."""
+        tensors = tf.nest.map_structure(lambda x: self._array(x) if isinstance(x, np.ndarray) else x, arguments)
+        tf.config.experimental.enable_tensor_float_32_execution(self._place.tf32)  # a setting of the process
         with tf.device(self._place.handle):
-            return program(*arguments)
-
-
-def zero_rows(state: State, reset: Array) -> State:
-    """The state with the rows zeroed where reset [B] is True."""
-    return tf.nest.map_structure(lambda field: tf.where(reset[:, None], tf.zeros_like(field), field), state)
+            return compiled(function, self._setup, xla)(*tensors)
 
 
 # Pure functions of a static configuration: models of equal configuration share what was compiled.
 
 
-RULE_DTYPES = (tf.float64, tf.int32, tf.float64, tf.int32)
-"""Of the fields of SamplingRule."""
+class Setup(NamedTuple):
+    """The configuration."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    place: Device
+    engine: Engine
+    xla: bool  # whether XLA can compile it
 
 
-@cache
-def compiled(function: Callable[..., Any], *configuration: Any, xla: bool = False) -> Callable[..., Any]:
-    """A function of tensors whose first arguments, the configuration, are fixed."""
-    return tf.function(partial(function, *configuration), jit_compile=xla, autograph=False)
+def _outputs(
+    setup: Setup, weights: Parameters, tokens: Array, state: State, dropout: Dropout | None, record: bool
+) -> tuple[Array, State, list[Any]]:
+    """tokens [T, B] -> outputs of the top layer [T, B, H], state, a record for each layer."""
+    model, place = setup.model, setup.place
+    before, vectors = cast(state, place.layers), embed(tokens, weights, model.embedding_activation)
+    engine = unroll if record else setup.engine
+    outputs, after, records = unroll_layers(model, weights, vectors, before, dropout, record, engine)
+    return outputs, cast(after, place.dtype), records
 
 
-def _forward(
-    model: ModelConfig, parameters: Parameters, tokens: Array, state: State, record: bool
-) -> tuple[Array, State, list[Record | None]]:
-    """tokens [T, B] -> logits [T, B, V], state, a record for each layer."""
-    cell = CELLS[model.cell]
-    inputs = tf.gather(parameters["embedding.weight"], tokens) if model.embedding_size else tokens
-    weights = [layer_weights(cell, parameters, k) for k in range(model.num_layers)]
-    outputs, state, records = unroll_layers(cell, inputs, state, weights, record)
-    logits = tf.linalg.matmul(outputs, parameters["decoder.weight"], transpose_b=True) + parameters["decoder.bias"]
-    return logits, state, records
+def _decode(setup: Setup, weights: Parameters, outputs: Array) -> Array:
+    """Outputs [..., H] -> logits [..., V]; tied weights: the decoder is the embedding."""
+    decoder = weights["embedding.weight" if setup.model.tied_weights else "decoder.weight"]
+    logits = tf.linalg.matmul(outputs, decoder, transpose_b=True) + weights["decoder.bias"]
+    return tf.cast(logits, setup.place.dtype)
 
 
-def _logits(model: ModelConfig, parameters: Parameters, tokens: Array, state: State) -> tuple[Array, State]:
-    """tokens [B, T] -> logits [B, T, V], state."""
-    logits, state, _ = _forward(model, parameters, tf.transpose(tokens), state, record=False)
-    return swap_axes(logits), state
+def _predict(
+    setup: Setup, parameters: Parameters, batch: Batch, state: State, dropout: Dropout | None, record: bool = False
+) -> tuple[tuple[Array, Array, Array], State, list[Any]]:
+    """Logits, targets and mask of what the batch predicts, time first; the state after it, a record for each layer."""
+    weights, before = cast(parameters, setup.place.layers), zero_rows(state, batch.reset)
+    outputs, after, records = _outputs(setup, weights, tf.transpose(batch.tokens), before, dropout, record)
+    chosen, targets, mask = predictions(outputs, batch, setup.model.many_to_one)
+    return (_decode(setup, weights, chosen), targets, mask), after, records
+
+
+def _logits(setup: Setup, parameters: Parameters, tokens: Array, state: State) -> tuple[Array, State]:
+    """tokens [B, T] -> logits as in the contract, and the state after them."""
+    weights = cast(parameters, setup.place.layers)
+    outputs, state, _ = _outputs(setup, weights, tf.transpose(tokens), state, None, record=False)
+    return _decode(setup, weights, outputs[-1] if setup.model.many_to_one else swap_axes(outputs)), state
 
 
 def _gradients(
-    model: ModelConfig, parameters: Parameters, state: State, batch: Batch
+    setup: Setup, parameters: Parameters, state: State, batch: Batch, dropout: Dropout | None
 ) -> tuple[Array, tuple[Parameters, State], State]:
     """Mean nats of the batch, its gradients, the state after it."""
     with tf.GradientTape() as tape:
         tape.watch((parameters, state))
-        before, tokens = zero_rows(state, batch.reset), tf.transpose(batch.tokens)
-        logits, after, _ = _forward(model, parameters, tokens, before, record=False)
-        loss = mean_nats(logits, tf.transpose(batch.targets), tf.transpose(batch.mask))
-    gradients = tape.gradient(loss, (parameters, state))
-    # A gathered table's gradient comes as slices, a row an occurrence, whose norm is not the gradient's.
-    return loss, tf.nest.map_structure(tf.convert_to_tensor, gradients), after
-
-
-def _train_steps(
-    model: ModelConfig, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array
-) -> tuple[Any, tuple[Array, Array, Array]]:
-    """Parameters, slots, step and state before and after K steps; losses, gradient norms and finite of each."""
-    count = tf.shape(learning_rates)[0]
-    # XLA compiles one step, not the loop, so that another K compiles nothing anew.
-    train_step = compiled(_train_step, model, optimizer, xla=True)
-
-    def advance(k: Array, before: Any, reports: tuple[tf.TensorArray, ...]) -> tuple[Array, Any, Any]:
-        after, report = train_step(before, at(batches, k), learning_rates[k])
-        return k + 1, after, tuple(column.write(k, value) for column, value in zip(reports, report, strict=True))
-
-    reports = tuple(tf.TensorArray(dtype, count) for dtype in (tf.float64, tf.float64, tf.bool))
-    _, end, reports = tf.while_loop(lambda k, *_: k < count, advance, (tf.constant(0), start, reports))
-    return end, tuple(column.stack() for column in reports)
+        predicted, after, _ = _predict(setup, parameters, batch, state, dropout)
+        loss = mean_nats(*predicted)
+    return loss, tape.gradient(loss, (parameters, state)), after
 
 
 def _train_step(
-    model: ModelConfig, optimizer: OptimizerConfig, before: Any, batch: Batch, learning_rate: Array
+    setup: Setup, before: Any, batch: Batch, learning_rate: Array, dropout: Dropout | None
 ) -> tuple[Any, tuple[Array, Array, Array]]:
-    """One of the K steps."""
+    """Parameters, slots, step and state before and after one step; its loss, gradient norm, and whether finite."""
     parameters, slots, step, state = before
-    loss, (gradients, _), after = _gradients(model, parameters, state, batch)
+    masks = dropout and dropout._replace(step=step)
+    loss, (gradients, _), after = _gradients(setup, parameters, state, batch, masks)
     norm = global_norm(gradients)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-    clipped = clip_by_global_norm(gradients, norm, optimizer.clip_norm)
-    parameters, slots = update(optimizer, parameters, clipped, slots, step, finite, learning_rate)
+    clipped = clip(setup.optimizer, gradients, norm)
+    parameters, slots = update(setup.optimizer, parameters, clipped, slots, step, finite, learning_rate)
     state = tf.nest.map_structure(partial(tf.where, finite), after, state)
-    return (parameters, slots, step + tf.cast(finite, step.dtype), state), (tf.cast(loss, tf.float64), norm, finite)
+    return (parameters, slots, step + tf.cast(finite, step.dtype), state), (loss, norm, finite)
 
 
-def _evaluate(
-    model: ModelConfig, parameters: Parameters, batches: Batch, state: State
-) -> tuple[tuple[Array, Array, Array], State]:
-    """Sums over the batches, and the state after them."""
-    count = tf.shape(batches.reset)[0]
-    score_batch = compiled(_score, model, xla=True)
-
-    def advance(k: Array, sums: Any, state: State) -> tuple[Array, Any, State]:
-        scores, state = score_batch(parameters, at(batches, k), state)
-        return k + 1, tf.nest.map_structure(tf.add, sums, scores), state
-
-    zeros = tuple(tf.zeros((), dtype) for dtype in (tf.float64, tf.int64, tf.int64))
-    return tf.while_loop(lambda k, *_: k < count, advance, (tf.constant(0), zeros, state))[1:]
+def _score(setup: Setup, state: State, batch: Batch, parameters: Parameters) -> tuple[State, tuple[Array, ...]]:
+    """The state after one batch; its nats, predictions, hits."""
+    predicted, state, _ = _predict(setup, parameters, batch, state, None)
+    return state, score(*predicted)
 
 
-def _score(
-    model: ModelConfig, parameters: Parameters, batch: Batch, state: State
-) -> tuple[tuple[Array, Array, Array], State]:
-    """Sums over one batch, and the state after it."""
-    before = zero_rows(state, batch.reset)
-    logits, state, _ = _forward(model, parameters, tf.transpose(batch.tokens), before, record=False)
-    return score(logits, tf.transpose(batch.targets), tf.transpose(batch.mask)), state
+def _scan(setup: Setup, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Array]:
+    """A function along a stack. XLA compiles one step, not the loop, so that another K compiles nothing anew."""
+    return scan(compiled(function, setup, setup.xla), *arguments)
 
 
-def _trace(model: ModelConfig, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Record]]:
-    """Logits [B, T, V], and the record of each layer with fields [B, T, H]."""
-    before = zero_rows(state, batch.reset)
-    logits, _, records = _forward(model, parameters, tf.transpose(batch.tokens), before, record=True)
-    return tf.nest.map_structure(swap_axes, (logits, records))
+def _trace(setup: Setup, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Any]]:
+    """Logits as in the contract, and the record of each layer with fields [B, T, H]."""
+    (logits, _, _), _, records = _predict(setup, parameters, batch, state, None, record=True)
+    return logits[0] if setup.model.many_to_one else swap_axes(logits), tf.nest.map_structure(swap_axes, records)
 
 
-def _generate(model: ModelConfig, parameters: Parameters, *arguments: Any) -> Array:
+def _generate(setup: Setup, parameters: Parameters, *arguments: Any) -> Array:
     """`generate` with this model as the function that advances."""
+    weights = cast(parameters, setup.place.layers)
 
     def advance(tokens: Array, state: State) -> tuple[Array, State]:
-        logits, state, _ = _forward(model, parameters, tokens[None], state, record=False)
-        return logits[0], state
+        outputs, state, _ = _outputs(setup, weights, tokens[None], state, None, record=False)
+        return _decode(setup, weights, outputs[0]), state
 
     return generate(advance, *arguments)
 
 
-def swap_axes(steps: Array) -> Array:
-    """[T, B, ...] to [B, T, ...]."""
-    return tf.transpose(steps, (1, 0, 2))
-
-
-def at(batches: Batch, k: Array) -> Batch:
-    """One batch out of a stack."""
-    return Batch(*(each[k] for each in batches))
+def zero_rows(state: State, reset: Array) -> State:
+    """The state with the rows zeroed where reset [B] is True."""
+    return tf.nest.map_structure(lambda field: tf.where(reset[:, None], tf.zeros_like(field), field), state)

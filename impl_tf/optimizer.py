@@ -4,27 +4,48 @@ import tensorflow as tf
 
 from impl_tf.arrays import Array
 from shared.config import OptimizerConfig
-from shared.optimizers import SLOTS
+from shared.optimizers import Rule, clipped_layers, rule
 
 Arrays = dict[str, Array]
 
 
 def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
-    """Zero slots, "<slot>.<parameter>"."""
-    slots = SLOTS[optimizer.optimizer]
-    return {f"{slot}.{name}": tf.zeros_like(value) for slot in slots for name, value in parameters.items()}
+    """Slots as they start, "<slot>.<parameter>"."""
+    starts = rule(optimizer).slots
+    return {
+        f"{s}.{name}": tf.fill(value.shape, tf.constant(start, value.dtype))
+        for s, start in starts.items()
+        for name, value in parameters.items()
+    }
 
 
 def global_norm(gradients: Arrays) -> Array:
-    """Euclidean norm over all gradients together."""
+    """Euclidean norm over all gradients together, in float64."""
     return tf.linalg.global_norm([tf.cast(gradient, tf.float64) for gradient in gradients.values()])
 
 
-def clip_by_global_norm(gradients: Arrays, norm: Array, clip_norm: float) -> Arrays:
-    """Scale down to clip_norm where the norm is greater; 0 leaves the gradients alone."""
-    if not clip_norm:
+def clip(optimizer: OptimizerConfig, gradients: Arrays, norm: Array) -> Arrays:
+    """By value, by layer, by global norm, each where it is asked for; `norm` is the global norm before."""
+    gradients = clip_by_value(gradients, optimizer.clip_value)
+    for limit, names in clipped_layers(optimizer, gradients):
+        layer = {name: gradients[name] for name in names}
+        gradients = gradients | clip_by_global_norm(layer, global_norm(layer), limit)
+    changed = optimizer.clip_value or optimizer.clip_layers
+    return clip_by_global_norm(gradients, global_norm(gradients) if changed else norm, optimizer.clip_norm)
+
+
+def clip_by_value(gradients: Arrays, limit: float) -> Arrays:
+    """Every number to [-limit, limit]; 0 leaves the gradients alone."""
+    if not limit:
         return gradients
-    scale = clip_norm / tf.maximum(norm, clip_norm)
+    return {name: tf.clip_by_value(gradient, -limit, limit) for name, gradient in gradients.items()}
+
+
+def clip_by_global_norm(gradients: Arrays, norm: Array, limit: float) -> Arrays:
+    """Scale down to the limit where the norm is greater; 0 leaves the gradients alone."""
+    if not limit:
+        return gradients
+    scale = limit / tf.maximum(norm, limit)
     return {name: gradient * tf.cast(scale, gradient.dtype) for name, gradient in gradients.items()}
 
 
@@ -38,31 +59,50 @@ def update(
     learning_rate: Array,
 ) -> tuple[Arrays, Arrays]:
     """The update after `step` others -> new parameters and slots; where not finite, nothing changes."""
-    directions, new_slots = gradients, slots
-    if optimizer.optimizer == "adam":
-        directions, new_slots = adam_directions(optimizer, gradients, slots, step + 1)
-    new_parameters = {name: value - learning_rate * directions[name] for name, value in parameters.items()}
+    how = rule(optimizer)
+    new_parameters: Arrays = {}
+    new_slots: Arrays = {}
+    for name, parameter in parameters.items():
+        before = {slot: slots[f"{slot}.{name}"] for slot in how.slots}
+        change, moments = direction(how, gradients[name], before, step + 1)
+        change, buffer = velocity(how, change, before, learning_rate)
+        if how.weight_decay:
+            parameter *= 1 - learning_rate * how.weight_decay
+        new_parameters[name] = parameter - change
+        new_slots |= {f"{slot}.{name}": value for slot, value in (moments | buffer).items()}
     return keep(finite, new_parameters, parameters), keep(finite, new_slots, slots)
 
 
-def adam_directions(optimizer: OptimizerConfig, gradients: Arrays, slots: Arrays, step: Array) -> tuple[Arrays, Arrays]:
-    """The steps that the two moments advise, and the moments."""
-    directions: Arrays = {}
-    moments: Arrays = {}
-    beta1, beta2 = optimizer.betas
-    for name, gradient in gradients.items():
-        mean, square = slots[f"exp_avg.{name}"], slots[f"exp_avg_sq.{name}"]
-        mean += (1 - beta1) * (gradient - mean)
-        square += (1 - beta2) * (gradient * gradient - square)
-        moments |= {f"exp_avg.{name}": mean, f"exp_avg_sq.{name}": square}
-        root = tf.sqrt(square / correction(beta2, step, square.dtype))
-        directions[name] = mean / correction(beta1, step, mean.dtype) / (root + optimizer.epsilon)
-    return directions, moments
+def direction(how: Rule, gradient: Array, slots: Arrays, step: Array) -> tuple[Array, Arrays]:
+    """The change that the moments of one parameter advise, before learning rate and velocity; the moments."""
+    if not how.square:
+        return gradient, {}
+    square = how.second * slots[how.square] + how.added * gradient * gradient
+    moments, top, spread, epsilon = {how.square: square}, gradient, square, how.epsilon
+    if how.mean:
+        moments[how.mean] = mean = slots[how.mean] + (1 - how.first) * (gradient - slots[how.mean])
+    if how.corrected:
+        c1, c2 = (correction(decay, step, square.dtype) for decay in (how.first, how.second))
+        top, spread = mean / c1, square / c2
+        epsilon = how.epsilon / tf.sqrt(c2) if how.place == "uncorrected" else epsilon
+    if how.centered:
+        spread = tf.maximum(square - mean * mean, 0)
+    return top / (tf.sqrt(spread + epsilon) if how.place == "inside" else tf.sqrt(spread) + epsilon), moments
 
 
-def correction(beta: float, step: Array, dtype: tf.DType) -> Array:
-    """1 - beta^step, the weight that a moment begun at zero has gathered."""
-    return tf.cast(1 - tf.constant(beta, tf.float64) ** tf.cast(step, tf.float64), dtype)
+def correction(decay: float, step: Array, dtype: tf.DType) -> Array:
+    """1 - decay^step, the weight that a moment begun at zero has gathered."""
+    return tf.cast(1 - tf.constant(decay, tf.float64) ** tf.cast(step, tf.float64), dtype)
+
+
+def velocity(how: Rule, change: Array, slots: Arrays, learning_rate: Array) -> tuple[Array, Arrays]:
+    """What is subtracted from one parameter, and its next velocity, if there is one."""
+    if not how.buffer:
+        return learning_rate * change, {}
+    change = learning_rate * change if how.rate_inside else change
+    buffer = how.momentum * slots[how.buffer] + change
+    change = change + how.momentum * buffer if how.nesterov else buffer
+    return change if how.rate_inside else learning_rate * change, {how.buffer: buffer}
 
 
 def keep(finite: Array, after: Arrays, before: Arrays) -> Arrays:

@@ -21,10 +21,16 @@ class RNNGates(NamedTuple):
     pass
 
 
-def rnn_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RNNState, RNNGates]:
+def tanh_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RNNState, RNNGates]:
     """One time step; projected [B, H] is W x + b.
 
     h' = tanh(W x + b + U h)
     """
     recurrent = tf.linalg.matmul(state.hidden, weights.weight_hh, transpose_b=True)
     return RNNState(tf.tanh(projected + recurrent)), RNNGates()
+
+
+def relu_step(projected: Array, state: RNNState, weights: RNNWeights) -> tuple[RNNState, RNNGates]:
+    """The same with max(0, x) for tanh."""
+    recurrent = tf.linalg.matmul(state.hidden, weights.weight_hh, transpose_b=True)
+    return RNNState(tf.nn.relu(projected + recurrent)), RNNGates()

@@ -6,14 +6,27 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from impl_tf.arrays import Array
-from impl_tf.gru import GRUGates, GRUState, GRUWeights, gru_step
+from impl_tf.dropout import Dropout, drop
+from impl_tf.embedding import rows
+from impl_tf.gru import (
+    GRUGates,
+    GRUState,
+    GRUWeights,
+    ResetBeforeGates,
+    ResetBeforeWeights,
+    gru_step,
+    reset_before_step,
+)
 from impl_tf.lstm import LSTMGates, LSTMState, LSTMWeights, lstm_step
-from impl_tf.rnn import RNNGates, RNNState, RNNWeights, rnn_step
+from impl_tf.rnn import RNNGates, RNNState, RNNWeights, relu_step, tanh_step
+from impl_tf.wrnn import WRNNGates, WRNNState, WRNNWeights, wrnn_step
+from shared.config import ModelConfig
 
 
 class Cell(NamedTuple):
     """What unrolling needs to know of a cell."""
 
+    name: str
     state: Any
     weights: Any
     gates: Any
@@ -21,9 +34,15 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    "rnn": Cell(RNNState, RNNWeights, RNNGates, rnn_step),
-    "lstm": Cell(LSTMState, LSTMWeights, LSTMGates, lstm_step),
-    "gru": Cell(GRUState, GRUWeights, GRUGates, gru_step),
+    cell.name: cell
+    for cell in (
+        Cell("rnn-tanh", RNNState, RNNWeights, RNNGates, tanh_step),
+        Cell("rnn-relu", RNNState, RNNWeights, RNNGates, relu_step),
+        Cell("lstm", LSTMState, LSTMWeights, LSTMGates, lstm_step),
+        Cell("gru-after", GRUState, GRUWeights, GRUGates, gru_step),
+        Cell("gru-before", GRUState, ResetBeforeWeights, ResetBeforeGates, reset_before_step),
+        Cell("wrnn", WRNNState, WRNNWeights, WRNNGates, wrnn_step),
+    )
 }
 
 
@@ -34,21 +53,31 @@ class Record(NamedTuple):
     gates: Any  # the cell's Gates, each field [T, B, H]
 
 
+Engine = Callable[[Cell, Array, Any, Any, bool], tuple[Array, Any, Record | None]]
+"""One layer over time: `unroll`, or one of impl_tf.native."""
+
+
+def cell_of(model: ModelConfig) -> Cell:
+    """The cell that the model's options describe."""
+    variants = {"rnn": f"rnn-{model.nonlinearity}", "gru": f"gru-{model.gru_reset}"}
+    return CELLS[variants.get(model.cell, model.cell)]
+
+
 def layer_weights(cell: Cell, parameters: Mapping[str, Array], layer: int) -> Any:
     """The canonical parameters of a layer as the cell's weights."""
     return cell.weights(*(parameters[f"rnn.{field}_l{layer}"] for field in cell.weights._fields))
 
 
-def project(inputs: Array, weights: Any) -> Array:
-    """W x + b of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot input, -> [T, B, G*H]."""
+def multiply(inputs: Array, weight: Array) -> Array:
+    """W x of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot vectors, -> [T, B, out]."""
     if inputs.shape.rank == 2:
-        return tf.gather(tf.transpose(weights.weight_ih), inputs) + weights.bias
-    return tf.linalg.matmul(inputs, weights.weight_ih, transpose_b=True) + weights.bias
+        return rows(tf.transpose(weight), inputs)
+    return tf.linalg.matmul(inputs, weight, transpose_b=True)
 
 
 def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:
     """One layer over time -> outputs [T, B, H], the state after the last step, and the record if asked for."""
-    projected = project(inputs, weights)
+    projected = multiply(inputs, weights.weight_ih) + weights.bias
     length = projected.shape[0]
     columns = tf.TensorArray(projected.dtype, length).unstack(projected)
 
@@ -68,15 +97,32 @@ def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) ->
 
 
 def unroll_layers(
-    cell: Cell, inputs: Array, states: tuple[Any, ...], weights: list[Any], record: bool
+    model: ModelConfig,
+    parameters: Mapping[str, Array],
+    inputs: Array,
+    states: tuple[Any, ...],
+    dropout: Dropout | None,
+    record: bool,
+    engine: Engine,
 ) -> tuple[Array, tuple[Any, ...], list[Record | None]]:
     """All layers -> outputs of the top one, states after the last step, records."""
+    cell = cell_of(model)
     finals, records = [], []
-    for state, each in zip(states, weights, strict=True):
-        inputs, final, layer_record = unroll(cell, inputs, state, each, record)
+    for k, state in enumerate(states):
+        outputs, final, steps = engine(cell, inputs, state, layer_weights(cell, parameters, k), record)
+        if model.residual:
+            outputs = outputs + shortcut(inputs, parameters.get(f"rnn.residual_l{k}"))
+        if dropout and k + 1 < model.num_layers:
+            outputs = drop(outputs, k, dropout)
         finals.append(final)
-        records.append(layer_record)
+        records.append(steps)
+        inputs = outputs
     return inputs, tuple(finals), records
+
+
+def shortcut(inputs: Array, weight: Array | None) -> Array:
+    """What a residual connection adds: the inputs, projected if there is a weight."""
+    return inputs if weight is None else multiply(inputs, weight)
 
 
 # Lists that only grow: the gradient of TensorArray.write zeroes what it has read, for which XLA copies the whole array

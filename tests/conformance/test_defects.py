@@ -41,8 +41,8 @@ COMMON = [
     Defect("bias_hn missing", "gru", "gru.py", "h_n + weights.bias_hn", "h_n + 0 * weights.bias_hn"),
     Defect("bias_hn outside the reset product", "gru", "gru.py", "x_n + reset * recurrent", "x_n + weights.bias_hn + reset * h_n"),
     Defect("reset before the product", "gru", "gru.py", "reset * recurrent", "recurrent"),
-    Defect("reset after the product", "gru reset before", "gru.py", "(reset * state.hidden)", "(state.hidden)"),
-    Defect("the second layer has no bias", "wrnn", "wrnn.py", "through_time + weights.bias_b", "through_time + 0 * weights.bias_b"),
+    Defect("reset after the product", "gru reset before", "gru.py", "reset * state.hidden", "state.hidden"),
+    Defect("the second layer has no bias", "wrnn", "wrnn.py", " + weights.bias_b", " + 0 * weights.bias_b"),
     Defect("residual connection missing", "lstm one-hot, residual", "unroll.py", "outputs = outputs + shortcut(", "outputs = outputs + 0 * shortcut("),
     Defect("dropout behind the last layer too", "gru residual, dropout", "unroll.py", "k + 1 < model.num_layers", "k < model.num_layers"),
 ]  # fmt: skip

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REQUIRED
 
 from runner.registry import create_model, import_quietly
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -15,7 +14,6 @@ from shared.parameters import parameter_shapes
 from shared.random_bits import dropout_keys, keep_mask
 from shared.sampling import SamplingRule
 
-pytestmark = pytest.mark.skipif("tf" not in REQUIRED, reason="this environment is for other implementations")
 B, T, V, E, H, K = 3, 5, 9, 4, 6, 8
 LAYERS = {
     "rnn": (ModelConfig(cell="rnn"), "SimpleRNN"),
@@ -279,6 +277,28 @@ def test_slots_start_in_the_models_precision():
     slots, step = make(small(), config, dtype="float64").dump_optimizer()
     assert step == 0
     assert all(np.all(value == 0.1) for value in slots.values())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_training_through_cudnn_is_built_without_a_gpu(tf, monkeypatch, cell, dtype):
+    """Forward and backward, outside XLA; Keras is told that there is a GPU. Only a GPU can run it."""
+    from impl_tf import model as module
+    from impl_tf.native import native_engine, native_kernel, unroll_cudnn
+
+    model = small(cell=cell, dropout=0.3)
+    made = make(model, engine="native", dtype=dtype)
+    gpu = made._place._replace(handle="/GPU:0")
+    assert native_engine(model, gpu) is unroll_cudnn
+    assert ", cuDNN (" in native_kernel(model, gpu)
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    setup = made._setup._replace(engine=unroll_cudnn, xla=False)
+    start = made._parameters, made._slots, made._step, made.initial_state(B)
+    stack = Batch(*map(tf.constant, batches())), tf.zeros(K, made._place.dtype)
+    program = module.compiled(module._scan, setup, False)
+    graph = program.get_concrete_function(module._train_step, start, stack, made._dropout(made._step)).graph
+    operations = [node.op for function in graph.as_graph_def().library.function for node in function.node_def]
+    assert operations.count("CudnnRNNV3") == operations.count("CudnnRNNBackpropV3") == 2
 
 
 @pytest.mark.gpu
