@@ -21,6 +21,7 @@ from impl_jax.lstm import LSTMGates, LSTMState, LSTMWeights, lstm_step
 from impl_jax.rnn import RNNGates, RNNState, RNNWeights, relu_step, tanh_step
 from impl_jax.wrnn import WRNNGates, WRNNState, WRNNWeights, wrnn_step
 from shared.config import ModelConfig
+from shared.parameters import cell_variant
 
 
 class Cell(NamedTuple):
@@ -59,8 +60,7 @@ Engine = Callable[[Cell, Array, Any, Any, bool], tuple[Array, Any, Record | None
 
 def cell_of(model: ModelConfig) -> Cell:
     """The cell that the model's options describe."""
-    variants = {"rnn": f"rnn-{model.nonlinearity}", "gru": f"gru-{model.gru_reset}"}
-    return CELLS[variants.get(model.cell, model.cell)]
+    return CELLS[cell_variant(model)]
 
 
 def layer_weights(cell: Cell, parameters: Mapping[str, Array], layer: int) -> Any:

@@ -33,6 +33,7 @@ from impl_numpy.rnn import (
 )
 from impl_numpy.wrnn import WRNNGates, WRNNState, WRNNWeights, wrnn_step, wrnn_step_backward, wrnn_weights_backward
 from shared.config import ModelConfig
+from shared.parameters import cell_variant
 
 
 class Cell(NamedTuple):
@@ -85,8 +86,7 @@ class Layer(NamedTuple):
 
 def cell_of(model: ModelConfig) -> Cell:
     """The cell that the model's options describe."""
-    variants = {"rnn": f"rnn-{model.nonlinearity}", "gru": f"gru-{model.gru_reset}"}
-    return CELLS[variants.get(model.cell, model.cell)]
+    return CELLS[cell_variant(model)]
 
 
 def layer_weights(cell: Cell, parameters: Mapping[str, Array], layer: int) -> Any:

@@ -15,6 +15,12 @@ STATES = {"rnn": ("hidden",), "lstm": ("hidden", "cell"), "gru": ("hidden",), "w
 """Fields of a cell's state."""
 
 
+def cell_variant(model: ModelConfig) -> str:
+    """The cell and how it is varied: rnn-tanh, rnn-relu, lstm, gru-after, gru-before or wrnn."""
+    variants = {"rnn": f"rnn-{model.nonlinearity}", "gru": f"gru-{model.gru_reset}"}
+    return variants.get(model.cell, model.cell)
+
+
 def parameter_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape, in canonical order."""
     shapes: dict[str, tuple[int, ...]] = {}
