@@ -1,6 +1,7 @@
 """`python -m runner [COMMAND] ...`: parse, set the environment, and only then import what computes."""
 
 import importlib
+import os
 import sys
 
 from runner import VERSION
@@ -8,15 +9,21 @@ from shared.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. The exit status: 0 done, 1 a check failed, 2 the user's mistake, 130 interrupted."""
+    """Run one command. The exit status: 0 done, 1 a check failed, 2 the user's mistake, 130 interrupted, 141 nobody
+    reads the output any more."""
     try:
-        return run(sys.argv[1:] if arguments is None else arguments)
+        status = run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has seen enough, as `| head` has; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
 
 
 def run(arguments: list[str]) -> int:

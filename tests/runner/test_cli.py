@@ -318,5 +318,14 @@ def test_doctor_finds_numpy(tmp_path):
     assert "openblas" in shown.lower()
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    words = [sys.executable, "-m", "runner", "train", "--help"]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=settings)
+    process.stdout.close()  # before anything is written
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+
+
 def test_version(tmp_path):
     assert run("--version", folder=tmp_path).startswith("rosetta-rnn ")
