@@ -321,10 +321,10 @@ def test_doctor_finds_numpy(tmp_path):
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     words = [sys.executable, "-m", "runner", "train", "--help"]
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=settings)
-    process.stdout.close()  # before anything is written
-    assert process.stderr.read() == b""
-    assert process.wait(60) == 141
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=settings) as process:
+        process.stdout.close()  # before anything is written
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
 
 
 def test_version(tmp_path):
