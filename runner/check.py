@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from runner import accuracy
 from runner.cli import Check
 from runner.console import console, say, show_table
 from runner.examination import CELLS, OPTIMIZERS, Case, Examinee, K, cases, compare
@@ -27,6 +28,8 @@ Rows = list[dict[str, Any]]
 
 def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     """Examine, show, write; 1 where anything differs."""
+    if options.accuracy:
+        return accuracy.run(options, open_worker)
     cells = CELLS if options.cell == "all" else (options.cell,)
     dtypes: Sequence[Dtype] = ("float64", "float32") if options.dtype == "both" else (options.dtype,)
     names = chosen(options.impl)

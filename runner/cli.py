@@ -101,6 +101,8 @@ class Check:
     dtype: Annotated[Literal["float64", "float32", "both"], tyro.conf.arg(help=DTYPE_HELP)] = "both"
     device: str = "cpu"
     """cpu, cuda or cuda:N for the implementations; the reference stays on the processor."""
+    accuracy: bool = False
+    """Instead: how far float32 lies from float64 truth in each implementation, for sequences of 35, 100 and 1,000."""
     json: Path | None = None
     """Write the table to this file."""
 
