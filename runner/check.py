@@ -1,18 +1,22 @@
 """`check`: the same random weights and batches everywhere, every quantity compared with NumPy in float64."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from runner import accuracy
+from runner import accuracy, module_check
 from runner.cli import Check
-from runner.console import console, say, show_table
-from runner.examination import CELLS, OPTIMIZERS, Case, Examinee, K, cases, compare
+from runner.console import say, show_table
+from runner.environment import available_cores
+from runner.examination import CELLS, OPTIMIZERS, Case, Examinee, K, cases, compare, grid_cases
+from runner.localiser import explain, sentences
+from runner.progress import Tally, tally_progress
 from runner.registry import IMPLEMENTATIONS, chosen
-from runner.workers import Worker, WorkerError
+from runner.workers import Task, Worker, WorkerError, share
 from shared.config import Dtype
+from shared.errors import ConfigError
 from shared.files import strict_json, write_atomically
 
 FAILED: dict[str, Any] = {
@@ -24,51 +28,124 @@ FAILED: dict[str, Any] = {
     "device": "",
 }
 Rows = list[dict[str, Any]]
+LARGEST_TEAM = 4
+"""Processes of one implementation at most: each holds a framework."""
+
+
+class Finding(NamedTuple):
+    """What one implementation showed in one case."""
+
+    place: int
+    """Of the case among those asked for."""
+    impl: str
+    rows: Rows
+    refusals: Rows
+    """Engines that cannot run it, with the reason."""
 
 
 def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     """Examine, show, write; 1 where anything differs."""
+    if options.module:
+        return module_check.run(options)
     if options.accuracy:
         return accuracy.run(options, open_worker)
-    cells = CELLS if options.cell == "all" else (options.cell,)
     dtypes: Sequence[Dtype] = ("float64", "float32") if options.dtype == "both" else (options.dtype,)
-    names = chosen(options.impl)
+    names, asked = chosen(options.impl), asked_for(options)
+    size = max(1, min(LARGEST_TEAM, len(asked), available_cores() // len(names)))
+    found: list[Finding] = []
+    complete = True
     with ExitStack() as stack:
         reference = stack.enter_context(open_worker("reference", Examinee, "numpy", "cpu"))
-        workers = {name: stack.enter_context(open_worker(name, Examinee, name, options.device)) for name in names}
-        rows, refusals = examine([case for cell in cells for case in cases(cell)], dtypes, reference, workers)
+        arguments = {name: (name, Examinee, name, options.device) for name in names}
+        teams = {name: [stack.enter_context(open_worker(*arguments[name])) for _ in range(size)] for name in names}
+        try:
+            with tally_progress(dict.fromkeys(names, len(asked))) as tally:
+                collect(examine(asked, dtypes, reference, teams), found, tally)
+        except KeyboardInterrupt:
+            complete = False
+        rows, refusals = ordered(found)
+        causes = explain(rows, asked, reference, teams) if complete else []
     show(rows, refusals)
+    for text, style in (line for each in causes for line in zip(sentences(each), ("red", "yellow"), strict=True)):
+        say(text, style)
     ok = all(row["ok"] for row in rows)
     if options.json:
-        report = {"ok": ok, "reference": "numpy float64", "rows": rows, "refused": refusals}
-        write_atomically(options.json, strict_json(report))
+        report = {"ok": ok and complete, "complete": complete, "reference": "numpy float64"}
+        write_atomically(options.json, strict_json({**report, "rows": rows, "refused": refusals, "findings": causes}))
+    if not complete:
+        say(f"interrupted: {len(found)} of {len(names) * len(asked)} examinations were made", "yellow")
+        raise KeyboardInterrupt
     return 0 if ok else 1
 
 
+def asked_for(options: Check) -> list[Case]:
+    """The cases of the cells, and of the part, that were asked for."""
+    found = [case for cell in (CELLS if options.cell == "all" else (options.cell,)) for case in cases(cell)]
+    if options.full:
+        found += grid_cases(options.cell)
+    if not options.part:
+        return found
+    part, of, count = options.part.partition("/")
+    if not (options.full and of and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise ConfigError(f"--part goes with --full and takes k/n, from 1/n to n/n, as in 3/40; got {options.part!r}.")
+    before, after = (len(found) * number // int(count) for number in (int(part) - 1, int(part)))
+    return found[before:after]
+
+
+def collect(findings: Iterable[Finding], found: list[Finding], tally: Tally) -> None:
+    """Keep what comes, and say how far it is: an interruption leaves what was found."""
+    for each in findings:
+        found.append(each)
+        tally.count(each.impl)
+
+
+def ordered(found: Iterable[Finding]) -> tuple[Rows, Rows]:
+    """All rows, and all refusals, in the order of the cases and then of the implementations."""
+    names = list(IMPLEMENTATIONS)
+    findings = sorted(found, key=lambda each: (each.place, names.index(each.impl)))
+    return [row for each in findings for row in each.rows], [row for each in findings for row in each.refusals]
+
+
 def examine(
-    asked: Sequence[Case], dtypes: Sequence[Dtype], reference: Any, workers: Mapping[str, Any]
-) -> tuple[Rows, Rows]:
-    """Rows of all cases of all implementations, which work side by side, and what engines refused, with the reason. A
-    worker that fails is not asked again."""
-    rows, refusals, working = [], [], dict(workers)
-    for case in asked:
-        with console.status(f"examining {case.name}: {', '.join(working)}"):
-            reference.start("measure", case, "float64")
-            for name, worker in working.items():
-                worker.start("examine", case, dtypes, name == "numpy" and "float64" in dtypes)
-            expected = reference.result()["quantities"]
-            for name, worker in list(working.items()):
-                who = {"impl": name, "cell": case.model.cell, "case": case.name}
-                try:
-                    for found in worker.result():
-                        if "refused" in found:
-                            refusals.append({**who, **found})
-                        else:
-                            rows += judge(found, expected, who)
-                except WorkerError as error:
-                    rows += [FAILED | who | {"quantity": f"failed: {error}", "dtype": dtype} for dtype in dtypes]
-                    del working[name]
-    return rows, refusals
+    asked: Sequence[Case], dtypes: Sequence[Dtype], reference: Any, teams: Mapping[str, Sequence[Any]]
+) -> Iterator[Finding]:
+    """Every case by every implementation, whose workers share the cases, beside each other. A worker that fails is not
+    asked again; what it was asked is a failed row."""
+    places = sorted(range(len(asked)), key=lambda place: -effort(asked[place]))  # the long ones first
+    tasks = {"reference": [Task(place, "measure", (asked[place], "float64")) for place in places]}
+    for name in teams:
+        differences = name == "numpy" and "float64" in dtypes
+        tasks[name] = [Task(place, "examine", (asked[place], dtypes, differences)) for place in places]
+    expected: dict[int, Mapping[str, np.ndarray]] = {}
+    early: dict[int, list[tuple[str, Any]]] = {}
+    for name, place, answer in share({"reference": [reference], **teams}, tasks):
+        if name == "reference":
+            if isinstance(answer, WorkerError):
+                raise answer
+            expected[place] = answer["quantities"]
+            for other, found in early.pop(place, []):
+                yield judged(place, asked[place], other, found, expected[place], dtypes)
+        elif place in expected:
+            yield judged(place, asked[place], name, answer, expected[place], dtypes)
+        else:
+            early.setdefault(place, []).append((name, answer))
+
+
+def effort(case: Case) -> int:
+    """About how long a case takes, in programs to compile."""
+    return len(case.parts) + len(case.optimizers) + len(case.again) + 2 * len(case.native)
+
+
+def judged(
+    place: int, case: Case, impl: str, answer: Any, expected: Mapping[str, np.ndarray], dtypes: Sequence[Dtype]
+) -> Finding:
+    """An implementation's answer, compared."""
+    who = {"impl": impl, "cell": case.model.cell, "case": case.name}
+    if isinstance(answer, WorkerError):
+        failed = [FAILED | who | {"quantity": f"failed: {answer}", "dtype": dtype} for dtype in dtypes]
+        return Finding(place, impl, failed, [])
+    rows = [row for found in answer if "refused" not in found for row in judge(found, expected, who)]
+    return Finding(place, impl, rows, [{**who, **found} for found in answer if "refused" in found])
 
 
 def judge(found: dict[str, Any], expected: Mapping[str, np.ndarray], who: Mapping[str, Any]) -> Rows:

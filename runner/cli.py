@@ -4,11 +4,12 @@ here; options that decide an experiment live in shared.config, and tyro turns th
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from shared.config import (
+    Activation,
     CorpusConfig,
     Implementation,
     ModelConfig,
@@ -101,6 +102,16 @@ class Check:
     dtype: Annotated[Literal["float64", "float32", "both"], tyro.conf.arg(help=DTYPE_HELP)] = "both"
     device: str = "cpu"
     """cpu, cuda or cuda:N for the implementations; the reference stays on the processor."""
+    full: bool = False
+    """Examine every combination of options, over a thousand cases, and not only a selection that covers each: minutes
+    in NumPy and PyTorch, hours in JAX and TensorFlow, which compile each. Ctrl-C shows what was found so far."""
+    part: str = ""
+    """k/n, such as 3/40: only the k-th of n parts of --full, each a fair sample, always the same."""
+    module: Path | None = None
+    """Examine the cell or model in this Python file of yours instead. The file is executed; docs/check-module.md says
+    what it may hold."""
+    timeout: float = 30.0
+    """Seconds that each call of --module may take."""
     accuracy: bool = False
     """Instead: how far float32 lies from float64 truth in each implementation, for sequences of 35, 100 and 1,000."""
     json: Path | None = None
@@ -133,6 +144,36 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Carry a model between a checkpoint and files of PyTorch's, Keras' or flax' own layers, in any direction; weights
+    trained elsewhere, too. The suffix says the format: .safetensors, .pt or .pth, .keras, .weights.h5, .msgpack. The
+    library must load the file into its own layers and give NumPy's logits; else nothing is written, exit status 1."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A checkpoint, a run directory (its best checkpoint), or a library's file."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """The file to write; .safetensors is a checkpoint unless --layout says otherwise."""
+    layout: Literal["auto", "torch", "linen", "nnx", "nnx-optimized"] = "auto"
+    """Whose names a .safetensors or .msgpack file gets; auto: a checkpoint's in the one, flax linen's in the other."""
+    like: Path | None = None
+    """A library's file holds weights alone: take the options and the symbols from this checkpoint or run directory."""
+    vocabulary: Path | None = None
+    """The symbols of a model trained elsewhere, in the order of its tokens: a JSON list, a JSON object from symbols to
+    tokens, or one symbol a line."""
+    write_vocabulary: Path | None = None
+    """Write the symbols to this file, a JSON list, since a library's file has no place for them."""
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    """Of a torch or flax rnn trained elsewhere: this and what follows stand in no array (.keras files tell them)."""
+    embedding_activation: Activation = "none"
+    """Between its embedding and its first layer."""
+    residual: bool = False
+    """Each of its layers adds its input to its output."""
+    many_to_one: bool = False
+    """Only its last step predicts."""
+    device: ClassVar[str] = "cpu"
+
+
+@dataclass(frozen=True)
 class Corpora:
     """The named corpora: list them, fetch and verify one, show one as the options make it."""
 
@@ -154,10 +195,11 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "check": Check,
     "compare": Compare,
+    "convert": Convert,
     "corpora": Corpora,
     "doctor": Doctor,
 }
-Options = Train | Sample | Evaluate | Check | Compare | Corpora | Doctor
+Options = Train | Sample | Evaluate | Check | Compare | Convert | Corpora | Doctor
 
 DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""

@@ -90,7 +90,8 @@ def check_cell(field: Field, options: Compare, result: dict[str, Any]) -> None:
     """The examination of `check`, for a small copy of the model that is compared, and its optimizer."""
     case = small_copy(options.model, options.optimizer, options.runtime.engine)
     with Worker("reference", Examinee, "numpy", "cpu") as reference:
-        result["check"], _ = check.examine([case], ["float64"], reference, field.workers)
+        teams = {name: [worker] for name, worker in field.workers.items()}
+        result["check"], _ = check.ordered(check.examine([case], ["float64"], reference, teams))
     for row in result["check"]:
         if row["quantity"].startswith("failed") and row["impl"] in field.workers:
             field.drop(row["impl"], row["quantity"])

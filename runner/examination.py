@@ -6,8 +6,9 @@ changes, and epsilon is large enough for its place to matter. `CASES` cover ever
 and every formula that a dialect writes differently.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,9 @@ import numpy as np
 from runner.registry import create_model
 from shared.config import Dtype, Engine, ModelConfig, OptimizerConfig, RuntimeConfig, layer_limit
 from shared.contract import Batch, LanguageModel
-from shared.errors import ImplementationError
+from shared.errors import ConfigError, ImplementationError
 from shared.parameters import parameter_shapes, state_shapes
-from shared.random_bits import normals, uniforms
+from shared.random_bits import normals, permutation, uniforms
 from shared.sampling import SamplingRule
 
 Arrays = Mapping[str, np.ndarray]
@@ -25,6 +26,8 @@ K, B, T, V, H, E = 50, 3, 6, 11, 7, 5
 PROMPT, WRITTEN = 4, 24
 STEP, SEED = 5, 3
 """Of the dropout masks."""
+RATES = np.where(np.arange(K) < K // 3, 0.02, 0.01)
+"""Learning rates of the training."""
 OPTIMIZERS = {
     "sgd": OptimizerConfig(optimizer="sgd"),
     "sgd, clipped by value": OptimizerConfig(optimizer="sgd", clip_norm=0.0, clip_value=0.02),
@@ -46,8 +49,12 @@ OPTIMIZERS = {
     "adamw, keras": OptimizerConfig(optimizer="adamw", dialect="keras", weight_decay=0.3),
 }
 """Every optimizer; in another dialect where its formula differs from PyTorch's."""
-WHOLE = ("forward", "gradients", "tokens", "traced")
-BRIEF = ("forward", "gradients")
+WHOLE = ("forward", "evaluation", "gradients", "training", "tokens", "traced")
+BRIEF = ("forward", "evaluation", "gradients", "training")
+SPOKEN = (*BRIEF, "tokens")
+TRAINED = ("forward", "training")
+SLOPES = ("forward", "gradients")
+"""Parts of an examination. JAX and TensorFlow compile each of them, so only the plainest cases repeat them all."""
 
 
 class Design(NamedTuple):
@@ -56,8 +63,10 @@ class Design(NamedTuple):
     model: ModelConfig
     optimizers: tuple[str, ...]
     parts: tuple[str, ...] = BRIEF
-    native: bool = False
-    """Examined with the framework's own layer, too."""
+    native: tuple[str, ...] = ()
+    """The parts that are repeated with the framework's own layer; none where no framework has one."""
+    again: tuple[str, ...] = TRAINED
+    """The parts that are repeated in other precisions."""
 
 
 def small(cell: Any, layers: int = 2, **options: Any) -> ModelConfig:
@@ -66,30 +75,51 @@ def small(cell: Any, layers: int = 2, **options: Any) -> ModelConfig:
 
 
 CASES = {
-    "rnn": Design(small("rnn"), ("sgd", "adam"), WHOLE, native=True),
+    "rnn": Design(small("rnn"), ("sgd", "adam"), WHOLE, BRIEF, SPOKEN),
     "rnn one-hot": Design(small("rnn", 1, embedding_size=0), ("momentum", "rmsprop", "adagrad, keras")),
     "rnn relu, activation": Design(
-        small("rnn", nonlinearity="relu", embedding_activation="tanh"), ("rmsprop, centered, momentum",), native=True
+        small("rnn", 1, nonlinearity="relu", embedding_activation="tanh"),
+        ("rmsprop, centered, momentum",),
+        native=SLOPES,
     ),
-    "lstm": Design(small("lstm"), ("adam", "sgd, clipped by value"), WHOLE, native=True),
+    "lstm": Design(small("lstm"), ("adam", "sgd, clipped by value"), WHOLE, BRIEF, SPOKEN),
     "lstm one-hot, residual": Design(
-        small("lstm", embedding_size=0, residual=True), ("nesterov", "adam, keras"), native=True
+        small("lstm", embedding_size=0, residual=True), ("nesterov", "adam, keras"), native=SLOPES
     ),
-    "lstm dropout, tied": Design(small("lstm", 3, dropout=0.4, tied_weights=True, embedding_size=H), ("adamw",)),
+    "lstm dropout, tied": Design(small("lstm", dropout=0.4, tied_weights=True, embedding_size=H), ("adamw",)),
     "lstm many-to-one": Design(
-        small("lstm", many_to_one=True, embedding_activation="relu"), ("rmsprop, keras, centered",)
+        small("lstm", 1, many_to_one=True, embedding_activation="relu"), ("rmsprop, keras, centered",)
     ),
-    "gru": Design(small("gru"), ("adam", "momentum, keras"), WHOLE, native=True),
+    "gru": Design(small("gru"), ("momentum, keras",), WHOLE, BRIEF, SPOKEN),
     "gru residual, dropout": Design(
         small("gru", 3, residual=True, dropout=0.3), ("adagrad", "rmsprop, optax, momentum")
     ),
-    "gru reset before": Design(small("gru", gru_reset="before"), ("nesterov, keras",), native=True),
-    "wrnn": Design(small("wrnn"), ("adam", "adamw, keras"), WHOLE),
+    "gru reset before": Design(small("gru", 1, gru_reset="before"), ("nesterov, keras",), native=SLOPES),
+    "wrnn": Design(small("wrnn"), ("adamw, keras",), WHOLE, again=SPOKEN),
     "wrnn one-hot, many-to-one": Design(small("wrnn", 1, embedding_size=0, many_to_one=True), ("sgd",)),
     "wrnn residual, sigmoid": Design(small("wrnn", residual=True, embedding_activation="sigmoid"), ("rmsprop",)),
 }
 CELLS = ("rnn", "lstm", "gru", "wrnn")
 """Names of the cells; the case of a cell's name is its plainest."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rnn": {"cell": "rnn"},
+    "rnn relu": {"cell": "rnn", "nonlinearity": "relu"},
+    "lstm": {"cell": "lstm"},
+    "gru": {"cell": "gru"},
+    "gru reset before": {"cell": "gru", "gru_reset": "before"},
+    "wrnn": {"cell": "wrnn"},
+}
+INPUTS: dict[str, dict[str, Any]] = {
+    "one-hot": {"embedding_size": 0},
+    "embedding": {},
+    **{f"embedding {name}": {"embedding_activation": name} for name in ("tanh", "relu", "sigmoid")},
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "residual": {"residual": True},
+    "dropout": {"dropout": 0.3},
+    "tied": {"tied_weights": True},
+    "many-to-one": {"many_to_one": True},
+}
 
 
 class Case(NamedTuple):
@@ -99,7 +129,8 @@ class Case(NamedTuple):
     model: ModelConfig
     optimizers: dict[str, OptimizerConfig]
     parts: tuple[str, ...]
-    engines: tuple[Engine, ...]
+    native: tuple[str, ...]
+    again: tuple[str, ...]
     parameters: dict[str, np.ndarray]
     state: dict[str, np.ndarray]
     batches: Batch  # [K, B, T]
@@ -110,16 +141,49 @@ def cases(cell: str) -> list[Case]:
     return [make_case(name, design) for name, design in CASES.items() if design.model.cell == cell]
 
 
+def grid_cases(cell: str) -> list[Case]:
+    """The cases of the whole grid, of a cell or of all."""
+    return [make_case(name, design) for name, design in whole_grid().items() if cell in ("all", design.model.cell)]
+
+
+def whole_grid() -> dict[str, Design]:
+    """Every combination of cell, depth, input and switches that `ModelConfig` allows, each with one optimizer, in an
+    order that is random and always the same: any part of it is a fair sample."""
+    found: dict[str, ModelConfig] = {}
+    for cell, layers, given, on in product(VARIANTS, (1, 2, 3), INPUTS, product((False, True), repeat=len(SWITCHES))):
+        switches = [name for name, chosen in zip(SWITCHES, on, strict=True) if chosen]
+        options = {key: value for name in switches for key, value in SWITCHES[name].items()}
+        size = {"embedding_size": H if "tied" in switches else E}
+        try:
+            model = small(layers=layers, **VARIANTS[cell], **{**size, **INPUTS[given]}, **options)
+        except ConfigError:  # dropout without a second layer, tied weights without an embedding
+            continue
+        found[", ".join((cell, counted(layers), given, *switches))] = model
+    names, labels = list(found), list(OPTIMIZERS)
+    shuffled = [names[place] for place in permutation(7, "check.grid", len(names))]
+    return {
+        name: Design(
+            found[name], (labels[place % len(labels)],), BRIEF, () if found[name].cell == "wrnn" else BRIEF, BRIEF
+        )
+        for place, name in enumerate(shuffled)
+    }
+
+
+def counted(layers: int) -> str:
+    """As words: "1 layer", "2 layers"."""
+    return f"{layers} layer" if layers == 1 else f"{layers} layers"
+
+
 def small_copy(model: ModelConfig, optimizer: OptimizerConfig, engine: Engine) -> Case:
     """A case with a user's options, in the examination's sizes."""
     embedding_size = (H if model.tied_weights else E) if model.embedding_size else 0
     layers = min(model.num_layers, 3)
     copied = replace(model, hidden_size=H, num_layers=layers, embedding_size=embedding_size)
-    case = make_case(model.cell, Design(copied, (), WHOLE))
+    case = make_case(model.cell, Design(copied, (), WHOLE, BRIEF if engine == "native" else ()))
     present = ("embedding", "decoder", *(f"l{k}" for k in range(layers)))
     limits = tuple(each for each in optimizer.clip_layers if layer_limit(each)[0] in present)
     strong = replace(strengthened(optimizer), clip_layers=limits)
-    return case._replace(optimizers={optimizer.optimizer: strong}, engines=tuple(dict.fromkeys(("scratch", engine))))
+    return case._replace(optimizers={optimizer.optimizer: strong})
 
 
 def make_case(name: str, design: Design) -> Case:
@@ -137,17 +201,18 @@ def make_case(name: str, design: Design) -> Case:
         model,
         optimizers,
         design.parts,
-        ("scratch", "native") if design.native else ("scratch",),
+        design.native,
+        design.again,
         {name: numbers(name, 0.4, shape) for name, shape in parameter_shapes(model, V).items()},
         {name: numbers(name, 0.7, shape) for name, shape in state_shapes(model, B).items()},
         Batch(tokens, targets[:, :, 0] if model.many_to_one else targets, np.arange(T) < lengths, reset),
     )
 
 
-def abridged(case: Case) -> Case:
-    """What engine and precision decide: the layers, their gradients and one training."""
+def abridged(case: Case, engine: Engine = "scratch") -> Case:
+    """What engine and precision decide, with the first optimizer only."""
     label, optimizer = next(iter(case.optimizers.items()))
-    return case._replace(parts=BRIEF, optimizers={label: optimizer})
+    return case._replace(parts=case.native if engine == "native" else case.again, optimizers={label: optimizer})
 
 
 def strengthened(optimizer: OptimizerConfig) -> OptimizerConfig:
@@ -177,11 +242,12 @@ class Examinee:
         """The quantities in each engine and precision, all in the first, with what ran; or why an engine refuses.
         `differences`: also the error of the gradients against finite differences."""
         found: list[dict[str, Any]] = []
-        for engine in case.engines:
+        engines: tuple[Engine, ...] = ("scratch", "native") if case.native else ("scratch",)
+        for engine in engines:
             try:
                 for number, dtype in enumerate(dtypes):
                     whole = engine == "scratch" and number == 0
-                    found.append(self.measure(case if whole else abridged(case), dtype, engine))
+                    found.append(self.measure(case if whole else abridged(case, engine), dtype, engine))
             except ImplementationError as error:
                 if engine == "scratch":
                     raise
@@ -201,9 +267,15 @@ class Examinee:
         """The quantities part by part, each computed when it is asked for."""
         first = self.create(case, dtype, engine)
         for part in case.parts:
-            yield numbers_of(PARTS[part](first, case))
-        for label in case.optimizers:
-            yield numbers_of(training(self.create(case, dtype, engine, label), case, label))
+            if part == "training":
+                for label in case.optimizers:
+                    yield numbers_of(training(self.create(case, dtype, engine, label), case, label))
+            else:
+                yield numbers_of(PARTS[part](first, case))
+
+    def answer(self, question: Callable[[LanguageModel, Case], Mapping[str, Any]], case: Case, *how: Any) -> Arrays:
+        """What a function finds out about a case's model; `how`: dtype, engine and optimizer as in `create`."""
+        return numbers_of(question(self.create(case, *how), case))
 
     def finite_differences(self, case: Case) -> float:
         """Average relative error of every gradient against differences of the loss, in float64."""
@@ -224,15 +296,18 @@ def numbers_of(measured: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def forward(model: LanguageModel, case: Case) -> dict[str, Any]:
-    """Logits of two batches in a row, so that the state must be carried; the state; evaluation."""
+    """Logits of two batches in a row, so that the state must be carried; the state."""
     state = model.load_state(case.state)
     first, carried = model.logits(case.batches.tokens[0], state)
     second, final = model.logits(case.batches.tokens[1], carried)
-    scores = model.evaluate(at(case.batches, slice(0, 3)), state)
+    after = {f"state: {name}": value for name, value in model.dump_state(final).items()}
+    return {"logits": first, "logits: next batch": second, **after}
+
+
+def evaluation(model: LanguageModel, case: Case) -> dict[str, Any]:
+    """Sums over three batches, and the state after them."""
+    scores = model.evaluate(at(case.batches, slice(0, 3)), model.load_state(case.state))
     return {
-        "logits": first,
-        "logits: next batch": second,
-        **{f"state: {name}": value for name, value in model.dump_state(final).items()},
         **{f"state: {name} after evaluation": value for name, value in model.dump_state(scores.state).items()},
         "loss: evaluation": scores[:3],
     }
@@ -241,7 +316,8 @@ def forward(model: LanguageModel, case: Case) -> dict[str, Any]:
 def gradients(model: LanguageModel, case: Case) -> dict[str, Any]:
     """Loss and every gradient, of the initial state too; with dropout where there is any."""
     state = model.load_state(case.state)
-    loss, found, after = model.loss_and_gradients(at(case.batches, 0), state, STEP)
+    # Where nothing is dropped the step says nothing, and would only be compiled for.
+    loss, found, after = model.loss_and_gradients(at(case.batches, 0), state, STEP if case.model.dropout else None)
     return {
         "loss": loss,
         "loss: without dropout": model.loss_and_gradients(at(case.batches, 0), state)[0],
@@ -280,17 +356,16 @@ def traced(model: LanguageModel, case: Case) -> dict[str, Any]:
     return {f"trace: {name}": value for name, value in trace.items()}
 
 
-PARTS = {"forward": forward, "gradients": gradients, "tokens": tokens, "traced": traced}
+PARTS = {"forward": forward, "evaluation": evaluation, "gradients": gradients, "tokens": tokens, "traced": traced}
 
 
 def training(model: LanguageModel, case: Case, optimizer: str) -> dict[str, Any]:
     """50 steps in two stacks, with an optimizer handed over in between."""
-    rates = np.where(np.arange(K) < K // 3, 0.02, 0.01)
     state = model.load_state(case.state)
     losses: list[float] = []
     norms: list[float] = []
     for part in (slice(0, K // 2), slice(K // 2, K)):
-        steps = model.train_steps(at(case.batches, part), state, rates[part])
+        steps = model.train_steps(at(case.batches, part), state, RATES[part])
         state, losses, norms = steps.state, [*losses, *steps.losses], [*norms, *steps.gradient_norms]
         model.load_optimizer(*model.dump_optimizer())
     slots, _ = model.dump_optimizer()

@@ -1,11 +1,13 @@
-"""The progress bar of training."""
+"""The progress bar of training, and the count of examinations."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from runner.console import console, say
 from shared.config import TrainingConfig
@@ -39,3 +41,50 @@ def training_progress(total: int, done: int) -> Iterator[TrainingBar]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield TrainingBar(bar, bar.add_task("first call (compiling)", total=total, completed=done))
+
+
+class Tally:
+    """How many examinations each implementation has made, and when the last will be."""
+
+    def __init__(self, totals: Mapping[str, int], status: Status) -> None:
+        self._totals, self._done, self._status = totals, dict.fromkeys(totals, 0), status
+        self._started, self._announced = time.monotonic(), False
+
+    def count(self, name: str) -> None:
+        """One more."""
+        self._done[name] += 1
+        left = self.seconds_left()
+        self._status.update(self.line(left))
+        if not self._announced and left > LONG:
+            self._announced = True
+            say(f"{max(self._totals.values())} cases: this will take about {duration(left)}", "dim")
+
+    def seconds_left(self) -> float:
+        """By the slowest; 0 before all have done enough to tell."""
+        if any(done < min(ENOUGH, self._totals[name]) for name, done in self._done.items()):
+            return 0.0
+        passed = time.monotonic() - self._started
+        return max(passed / done * (self._totals[name] - done) for name, done in self._done.items())
+
+    def line(self, left: float) -> str:
+        """All counts, and the time left."""
+        counts = ", ".join(f"{name} {done}/{self._totals[name]}" for name, done in self._done.items())
+        return f"examining: {counts}" + (f"; about {duration(left)} left" if left else "")
+
+
+ENOUGH, LONG = 4, 120.0
+"""Cases after which an estimate means something; seconds that are worth a word beforehand."""
+
+
+def duration(seconds: float) -> str:
+    """As "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def tally_progress(totals: Mapping[str, int]) -> Iterator[Tally]:
+    """A line that counts; on a pipe only the estimate of something long."""
+    with console.status("starting") as status:
+        yield Tally(totals, status)

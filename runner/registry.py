@@ -44,6 +44,12 @@ def create_model(
     return created
 
 
+def formats(impl: str) -> Any:
+    """The module for files of the framework's own layers; ImplementationError as for a model."""
+    require(impl)
+    return import_quietly(f"impl_{impl}.formats")
+
+
 def import_quietly(name: str) -> Any:
     """A module, without what its C++ parts say of drivers that nobody asked for; all of it where the import fails."""
     with tempfile.TemporaryFile() as log:

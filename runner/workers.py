@@ -4,16 +4,19 @@ runs its methods; NumPy arrays and plain values travel over a pipe between our o
 import multiprocessing
 import os
 import signal
+import time
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.errors import UserError
 
 TIMEOUT = 600.0
 """Seconds that one call may take before its worker counts as hung."""
+RENEWAL = 30
+"""Tasks after which a worker that shares them gets a new process: what a framework compiled, it never forgets."""
 
 
 class WorkerError(UserError):
@@ -26,13 +29,17 @@ class Worker:
     """A process with one object in it: `Worker("jax", Participant, ...).call("train", 5)`."""
 
     def __init__(self, name: str, factory: Callable[..., Any], *arguments: Any) -> None:
-        self.name = name
+        self.name, self._factory, self._arguments = name, factory, arguments
+        self._open()
+
+    def _open(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, factory, arguments), name=name, daemon=True)
+        arguments = theirs, self._factory, self._arguments
+        self._process = context.Process(target=serve, args=arguments, name=self.name, daemon=True)
         self._process.start()
         theirs.close()
-        self._waiting = True  # for the object to be made
+        self._waiting, self._started = True, time.monotonic()  # for the object to be made
 
     def start(self, method: str, *arguments: Any) -> None:
         """Begin a call; `result` collects it, so that workers run side by side."""
@@ -42,12 +49,12 @@ class Worker:
             self._connection.send((method, arguments))
         except OSError as error:
             raise self._lost() from error
-        self._waiting = True
+        self._waiting, self._started = True, time.monotonic()
 
     def result(self, timeout: float = TIMEOUT) -> Any:
         """What the call returned; its UserError, or WorkerError where it failed, died or hung."""
         try:
-            if not self._connection.poll(timeout):
+            if not self._connection.poll(max(0.0, self._started + timeout - time.monotonic())):
                 self.close()
                 raise WorkerError(f"{self.name}: no answer within {timeout:.0f} s; the worker was ended")
             status, value = self._connection.recv()
@@ -64,6 +71,15 @@ class Worker:
         """start and result in one."""
         self.start(method, *arguments)
         return self.result()
+
+    def fileno(self) -> int:
+        """What `multiprocessing.connection.wait` watches."""
+        return self._connection.fileno()
+
+    def renew(self) -> None:
+        """The same object in a new process."""
+        self.close()
+        self._open()
 
     def close(self) -> None:
         """End the process; no orphan stays."""
@@ -84,6 +100,54 @@ class Worker:
         code = self._process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
         return WorkerError(f"{self.name}: the worker died ({how})")
+
+
+class Task(NamedTuple):
+    """A call that any worker of a team may make; `subject` is for whoever collects the answers."""
+
+    subject: Any
+    method: str
+    arguments: tuple[Any, ...]
+
+
+def share(
+    teams: Mapping[str, Sequence[Any]], tasks: Mapping[str, Iterable[Task]], renewal: int = RENEWAL
+) -> Iterator[tuple[str, Any, Any]]:
+    """Every worker of a team takes the team's next task as soon as it is free -> the team's name, the task's subject,
+    and the answer, in order of arrival; WorkerError in place of the answer of a worker that fails, which gets no other.
+    """
+    waiting = {team: iter(each) for team, each in tasks.items()}
+    free = [(team, worker, 0) for team, workers in teams.items() for worker in workers]
+    busy: dict[Any, tuple[str, Task, int]] = {}
+    while True:
+        for team, worker, done in free:
+            if task := next(waiting[team], None):
+                busy[worker] = team, task, done
+                try:
+                    begin(worker, task, renew=done > 0 and done % renewal == 0)
+                except WorkerError as error:
+                    yield team, busy.pop(worker)[1].subject, error
+        if not busy:
+            return
+        free = []
+        # Where nobody answers in time, every one of them is asked, and says that it hangs.
+        answering: list[Any] = wait(list(busy), TIMEOUT) or list(busy)
+        for worker in answering:
+            team, task, done = busy.pop(worker)
+            try:
+                answer = worker.result()
+            except WorkerError as error:
+                yield team, task.subject, error
+            else:
+                free.append((team, worker, done + 1))
+                yield team, task.subject, answer
+
+
+def begin(worker: Any, task: Task, renew: bool) -> None:
+    """Start a task, in a new process if asked for."""
+    if renew:
+        worker.renew()
+    worker.start(task.method, *task.arguments)
 
 
 def serve(connection: Connection, factory: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -40,7 +40,7 @@ def test_rounding_explains_what_float32_differs(impl, name):
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_native_layer_agrees_or_says_why_it_cannot(impl, name):
     try:
-        measured = Examinee(impl, "cpu").measure(abridged(make_case(name, CASES[name])), "float64", "native")
+        measured = Examinee(impl, "cpu").measure(abridged(make_case(name, CASES[name]), "native"), "float64", "native")
     except ImplementationError as error:
         assert impl == "numpy" or (name == "gru reset before" and impl in ("torch", "jax"))
         assert "--engine scratch" in str(error)  # noqa: PT017
