@@ -53,7 +53,6 @@ WHOLE = ("forward", "evaluation", "gradients", "training", "tokens", "traced")
 BRIEF = ("forward", "evaluation", "gradients", "training")
 SPOKEN = (*BRIEF, "tokens")
 TRAINED = ("forward", "training")
-SLOPES = ("forward", "gradients")
 """Parts of an examination. JAX and TensorFlow compile each of them, so only the plainest cases repeat them all."""
 
 
@@ -80,13 +79,13 @@ CASES = {
     "rnn relu, activation": Design(
         small("rnn", 1, nonlinearity="relu", embedding_activation="tanh"),
         ("rmsprop, centered, momentum",),
-        native=SLOPES,
+        native=BRIEF,
     ),
     "lstm": Design(small("lstm"), ("adam", "sgd, clipped by value"), WHOLE, BRIEF, SPOKEN),
     "lstm one-hot, residual": Design(
-        small("lstm", embedding_size=0, residual=True), ("nesterov", "adam, keras"), native=SLOPES
+        small("lstm", embedding_size=0, residual=True), ("nesterov", "adam, keras"), native=BRIEF
     ),
-    "lstm dropout, tied": Design(small("lstm", dropout=0.4, tied_weights=True, embedding_size=H), ("adamw",)),
+    "lstm dropout, tied": Design(small("lstm", 3, dropout=0.4, tied_weights=True, embedding_size=H), ("adamw",)),
     "lstm many-to-one": Design(
         small("lstm", 1, many_to_one=True, embedding_activation="relu"), ("rmsprop, keras, centered",)
     ),
@@ -94,7 +93,7 @@ CASES = {
     "gru residual, dropout": Design(
         small("gru", 3, residual=True, dropout=0.3), ("adagrad", "rmsprop, optax, momentum")
     ),
-    "gru reset before": Design(small("gru", 1, gru_reset="before"), ("nesterov, keras",), native=SLOPES),
+    "gru reset before": Design(small("gru", 1, gru_reset="before"), ("nesterov, keras",), native=BRIEF),
     "wrnn": Design(small("wrnn"), ("adamw, keras",), WHOLE, again=SPOKEN),
     "wrnn one-hot, many-to-one": Design(small("wrnn", 1, embedding_size=0, many_to_one=True), ("sgd",)),
     "wrnn residual, sigmoid": Design(small("wrnn", residual=True, embedding_activation="sigmoid"), ("rmsprop",)),
