@@ -14,7 +14,7 @@ from impl_jax.embedding import embed
 from impl_jax.generate import generate
 from impl_jax.loss import mean_nats, predictions, score
 from impl_jax.native import native_engine, native_kernel, require_native
-from impl_jax.optimizer import clip, global_norm, init_slots, update
+from impl_jax.optimizer import clip, init_slots, norms, together, update
 from impl_jax.unroll import Engine, Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
@@ -35,6 +35,7 @@ class Network(NamedTuple):
     """All that decides a program but the shapes; what is compiled for one serves every model that is equal."""
 
     config: ModelConfig
+    names: tuple[str, ...]  # of the parameters, in canonical order
     engine: Engine
     layers: Any  # dtype from the embedding to the logits
     precision: str  # of products of float32; not JAX's global setting, so that models of both kinds can live together
@@ -56,10 +57,10 @@ class Model:
         self.device, self.engine = self._place.name, runtime.engine
         self.kernel = native_kernel(model, self._place) if native else kernel(self._place)
         engine = native_engine(model, self._place) if native else unroll
-        self._network = Network(model, engine, self._place.layers, self._place.precision)
         keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
         self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        self._network = Network(model, tuple(self._shapes), engine, self._place.layers, self._place.precision)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -115,8 +116,8 @@ class Model:
         rates = self._array(learning_rates)
         end, reports = _train_steps(self._network, self._optimizer, start, stacked, rates, self._dropout_keys)
         self._parameters, self._slots, self._step, state = end
-        losses, norms, finite = map(to_numpy, reports)
-        return TrainingSteps(losses.astype(np.float64), norms, finite, state)
+        losses, totals, finite, each_norm = map(to_numpy, reports)
+        return TrainingSteps(losses.astype(np.float64), totals, finite, state, each_norm)
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
@@ -220,19 +221,21 @@ def _logits(network: Network, parameters: dict[str, Array], tokens: Array, state
 @partial(jax.jit, static_argnums=(0, 1))
 def _train_steps(
     network: Network, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array, keys: Array
-) -> tuple[Any, tuple[Array, Array, Array]]:
-    """Parameters, slots, step and state before and after K steps; losses, gradient norms and finite of each."""
+) -> tuple[Any, tuple[Array, ...]]:
+    """Parameters, slots, step and state before and after K steps; of each step its loss, the norm of all gradients,
+    whether finite, and the norms of each."""
 
-    def train_step(before: Any, each: tuple[Batch, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
+    def train_step(before: Any, now: tuple[Batch, Array]) -> tuple[Any, tuple[Array, ...]]:
         parameters, slots, step, state = before
-        batch, learning_rate = each
+        batch, learning_rate = now
         (loss, after), (gradients, _) = _gradients(network, parameters, state, batch, keys, step)
-        norm = global_norm(gradients)
+        each = norms({name: gradients[name] for name in network.names})
+        norm = together(each)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         clipped = clip(optimizer, gradients, norm)
         parameters, slots = update(optimizer, parameters, clipped, slots, step, finite, learning_rate)
-        state = jax.tree.map(partial(jnp.where, finite), after, state)
-        return (parameters, slots, step + finite, state), (loss, norm, finite)
+        state = zero_rows(after, ~finite[None])
+        return (parameters, slots, step + finite, state), (loss, norm, finite, each)
 
     return lax.scan(train_step, start, (batches, learning_rates))
 

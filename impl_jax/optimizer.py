@@ -21,9 +21,19 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
     }
 
 
+def norms(gradients: Arrays) -> Array:
+    """Euclidean norm of each gradient alone, in float64 [P]."""
+    return jnp.stack([optax.tree.norm(optax.tree.cast(gradient, jnp.float64)) for gradient in gradients.values()])
+
+
+def together(each: Array) -> Array:
+    """The norm of what has these norms."""
+    return optax.tree.norm(each)
+
+
 def global_norm(gradients: Arrays) -> Array:
     """Euclidean norm over all gradients together, in float64."""
-    return optax.tree.norm(optax.tree.cast(gradients, jnp.float64))
+    return together(norms(gradients))
 
 
 def clip(optimizer: OptimizerConfig, gradients: Arrays, norm: Array) -> Arrays:

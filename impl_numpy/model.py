@@ -8,7 +8,7 @@ from impl_numpy.embedding import embed, embed_backward
 from impl_numpy.generate import generate
 from impl_numpy.loss import mean_nats, mean_nats_backward, predictions, predictions_backward, score
 from impl_numpy.native import require_native
-from impl_numpy.optimizer import clip, global_norm, init_slots, update
+from impl_numpy.optimizer import clip, init_slots, norms, together, update
 from impl_numpy.unroll import Layer, cell_of, unroll_layers, unroll_layers_backward
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
@@ -23,6 +23,10 @@ def create_model(
 ) -> LanguageModel:
     """The model with all parameters zero."""
     return Model(model, optimizer, vocabulary_size, runtime, seed)
+
+
+QUIET = np.errstate(over="ignore", invalid="ignore")
+"""NumPy alone would warn of overflow; that a step or a loss is not finite is told by the results."""
 
 
 class Model:
@@ -86,16 +90,17 @@ class Model:
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
+    @QUIET
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
         stacked = Batch(*map(self._array, batches))
         steps = []
         for k, learning_rate in enumerate(learning_rates):
-            with np.errstate(over="ignore", invalid="ignore"):  # `finite` tells
-                loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
-            steps.append((loss, norm, finite))
-        losses, norms, finites = (np.array(column) for column in zip(*steps, strict=True))
-        return TrainingSteps(losses, norms, finites, state)
+            each, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
+            steps.append((loss, norm, finite, to_numpy(each)))
+        losses, totals, finites, each_norm = (np.array(column) for column in zip(*steps, strict=True))
+        return TrainingSteps(losses, totals, finites, state, each_norm)
 
+    @QUIET
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
         sums = np.zeros(3)
@@ -119,6 +124,7 @@ class Model:
         }
         return traced | {"logits": to_numpy(logits[0] if self._model.many_to_one else logits.swapaxes(0, 1))}
 
+    @QUIET
     def generate(
         self,
         prompt: np.ndarray,
@@ -184,14 +190,16 @@ class Model:
         gradients[name] = product(d_logits, chosen) + gradients.get(name, 0)
         return mean_nats(logits, targets, mask), gradients, zero_rows(d_states, batch.reset), after
 
-    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[float, float, bool, State]:
+    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, float, float, bool, State]:
+        """Norms of the gradients, each and together; loss, whether finite, state after."""
         loss, gradients, _, after = self._gradients(batch, state, self._dropout(self._step))
-        norm = global_norm(gradients)
+        each = norms({name: gradients[name] for name in self._shapes})
+        norm = together(each)
         finite = bool(np.isfinite(loss) & np.isfinite(norm))
         clipped = clip(self._optimizer, gradients, norm)
         update(self._optimizer, self._parameters, clipped, self._slots, self._step, finite, learning_rate)
         self._step += finite
-        return float(loss), float(norm), finite, after if finite else state
+        return each, float(loss), float(norm), finite, after if finite else self.initial_state(len(batch.reset))
 
 
 def zero_rows(state: State, reset: Array) -> State:

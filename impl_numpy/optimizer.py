@@ -17,9 +17,19 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
     }
 
 
+def norms(gradients: Arrays) -> Array:
+    """Euclidean norm of each gradient alone, in float64 [P]."""
+    return np.sqrt(np.stack([np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()]))
+
+
+def together(each: Array) -> Array:
+    """The norm of what has these norms."""
+    return np.sqrt(np.square(each).sum())
+
+
 def global_norm(gradients: Arrays) -> Array:
     """Euclidean norm over all gradients together, in float64."""
-    return np.sqrt(sum(np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()))
+    return together(norms(gradients))
 
 
 def clip(optimizer: OptimizerConfig, gradients: Arrays, norm: Array) -> Arrays:

@@ -1,8 +1,11 @@
 """Files of Keras' own layers: a whole model (.keras), or its weights alone (.weights.h5). Keras loads only where it is
 asked for, and no file makes it execute anything."""
 
+import io
+import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,6 +35,17 @@ KNOWN: dict[str, dict[str, tuple[Any, ...]]] = {
     **{kind: {} for kind in ("TimeDistributed", "Add", "InputLayer", "Dropout", "SpatialDropout1D")},
 }
 """Classes of layers that models here can have, and the values of the options that matter."""
+PLAIN = {
+    "keras": {"DTypePolicy", "Sequential", "Functional", "Model"},
+    "keras.src.models.functional": {"Functional"},
+    "keras.src.models.sequential": {"Sequential"},
+    "keras.src.ops.numpy": {"GetItem", "Add", "Subtract", "Multiply", "Divide", "TrueDivide"},
+    "keras.layers": set(KNOWN),
+    None: {"__keras_tensor__", "__slice__", "__tuple__"},
+}
+"""Module -> classes that the description of such a model names, beside initializers and the like; nothing else is
+looked up, since a name may be that of any function."""
+HARMLESS = re.compile(r"keras\.(initializers|regularizers|constraints)")
 PLACE = re.compile(r"layers/([^/]+)/(cell/|layer/)?vars/(\d)")
 """Of an array in a .weights.h5 file: the layer, whether it is its cell's, the number."""
 
@@ -129,9 +143,63 @@ def load_model(path: Path) -> Any:
     """The model in a .keras file; one that brings code with it is refused."""
     keras = require_keras()
     try:
+        require_plain(path)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"no model that Keras alone can load: {first_line(error)}") from None
+
+
+def require_plain(path: Path) -> None:
+    """CheckpointError unless the model in a .keras file is made of known classes alone, of sizes that the file can
+    hold, and its weights are in it; before Keras makes anything."""
+    import h5py
+
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        described, weights = json.loads(archive.read("config.json")), archive.read("model.weights.h5")
+    described.pop("compile_config", None)  # is not looked at
+    for each in dictionaries(described):
+        module, kind = each.get("module"), each.get("class_name")
+        if "class_name" in each and not (HARMLESS.fullmatch(str(module)) or kind in PLAIN.get(module, ())):
+            raise CheckpointError(
+                f"no model that Keras alone can load, of layers that models here have: it holds a part of class {kind} "
+                f"({module}) and is not opened."
+            )
+        sizes = [each.get(name) for name in ("units", "input_dim", "output_dim")]
+        rows, columns = sizes[0] or sizes[1] or 0, sizes[0] or sizes[2] or 0
+        recurrent = "recurrent_initializer" in each or "input_dim" in each
+        if rows * (columns if recurrent else 1) > size:
+            raise CheckpointError(f"its model has a layer of {rows} x {columns} numbers, and the file {size} bytes.")
+    with h5py.File(io.BytesIO(weights)) as file:
+        require_held(file, len(weights))
+
+
+def dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects in a JSON value, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from dictionaries(each)
+
+
+def require_held(file: Any, size: int) -> None:
+    """CheckpointError unless the arrays of an HDF5 file lie in it whole, and not in another file."""
+    import h5py
+
+    held = 0
+
+    def visit(place: str, entry: Any) -> None:
+        nonlocal held
+        if isinstance(entry, h5py.Dataset):
+            if entry.external or entry.is_virtual:
+                raise CheckpointError(f"{place} lies in another file, which is not opened.")
+            held += entry.nbytes
+
+    file.visititems(visit)
+    if held > size:
+        raise CheckpointError(f"its arrays would hold {held:,} bytes, and the file has {size:,}.")
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -146,9 +214,12 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with h5py.File(path) as file:
+            require_held(file, path.stat().st_size)
             file.visititems(visit)
             layers = {place.split("/")[1] for place in found if place.startswith("layers/")}
             given = {layer: str(file[f"layers/{layer}"]["vars"].attrs["name"]) for layer in layers}
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"no weights as Keras 3 saves them: {first_line(error)}") from None
     unique = len(set(given.values())) == len(given)

@@ -1,7 +1,6 @@
 """The LanguageModel in TensorFlow; the rules are in shared.contract."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from impl_tf.generate import as_tensors, generate
 from impl_tf.loss import mean_nats, predictions, score
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
-from impl_tf.optimizer import clip, global_norm, init_slots, update
+from impl_tf.optimizer import clip, init_slots, norms, together, update
 from impl_tf.unroll import Engine, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
@@ -46,10 +45,11 @@ class Model:
         if runtime.engine == "native":
             require_native(model, self._place)
             engine, self.kernel = native_engine(model, self._place), native_kernel(model, self._place)
-        self._setup = Setup(model, optimizer, self._place, engine, xla=engine is not unroll_cudnn)
         self.device, self.engine = self._place.name, runtime.engine
         self._dropout_keys = self._array(np.array([dropout_keys(seed, k) for k in range(model.num_layers)], np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        names = tuple(self._shapes)
+        self._setup = Setup(model, names, optimizer, self._place, engine, xla=engine is not unroll_cudnn)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -101,8 +101,8 @@ class Model:
         start, dropout = (self._parameters, self._slots, self._step, state), self._dropout(self._step)
         end, reports = self._run(_scan, _train_step, start, (batches, learning_rates), dropout)
         self._parameters, self._slots, self._step, state = end
-        losses, norms, finite = to_numpy(reports).T.copy()
-        return TrainingSteps(losses, norms, finite > 0, state)
+        losses, totals, finite, *each_norm = to_numpy(reports).T.copy()
+        return TrainingSteps(losses, totals, finite > 0, state, np.stack(each_norm, 1))
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         state, reports = self._run(_scan, _score, state, (batches,), self._parameters)
@@ -155,6 +155,7 @@ class Setup(NamedTuple):
     """The configuration."""
 
     model: ModelConfig
+    names: tuple[str, ...]  # of the parameters, in canonical order
     optimizer: OptimizerConfig
     place: Device
     engine: Engine
@@ -209,17 +210,19 @@ def _gradients(
 
 def _train_step(
     setup: Setup, before: Any, batch: Batch, learning_rate: Array, dropout: Dropout | None
-) -> tuple[Any, tuple[Array, Array, Array]]:
-    """Parameters, slots, step and state before and after one step; its loss, gradient norm, and whether finite."""
+) -> tuple[Any, tuple[Array, ...]]:
+    """Parameters, slots, step and state before and after one step; its loss, the norm of all gradients, whether finite,
+    and the norm of each."""
     parameters, slots, step, state = before
     masks = dropout and dropout._replace(step=step)
     loss, (gradients, _), after = _gradients(setup, parameters, state, batch, masks)
-    norm = global_norm(gradients)
+    each = norms({name: gradients[name] for name in setup.names})
+    norm = together(each)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
     clipped = clip(setup.optimizer, gradients, norm)
     parameters, slots = update(setup.optimizer, parameters, clipped, slots, step, finite, learning_rate)
-    state = tf.nest.map_structure(partial(tf.where, finite), after, state)
-    return (parameters, slots, step + tf.cast(finite, step.dtype), state), (loss, norm, finite)
+    state = zero_rows(after, ~finite[None])
+    return (parameters, slots, step + tf.cast(finite, step.dtype), state), (loss, norm, finite, *tf.unstack(each))
 
 
 def _score(setup: Setup, state: State, batch: Batch, parameters: Parameters) -> tuple[State, tuple[Array, ...]]:

@@ -19,9 +19,19 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
     }
 
 
+def norms(gradients: Arrays) -> Array:
+    """Euclidean norm of each gradient alone, in float64 [P]."""
+    return tf.stack([tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients.values()])
+
+
+def together(each: Array) -> Array:
+    """The norm of what has these norms."""
+    return tf.norm(each)
+
+
 def global_norm(gradients: Arrays) -> Array:
     """Euclidean norm over all gradients together, in float64."""
-    return tf.linalg.global_norm([tf.cast(gradient, tf.float64) for gradient in gradients.values()])
+    return together(norms(gradients))
 
 
 def clip(optimizer: OptimizerConfig, gradients: Arrays, norm: Array) -> Arrays:

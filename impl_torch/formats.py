@@ -16,6 +16,9 @@ from shared.config import ModelConfig
 from shared.errors import CheckpointError
 from shared.layouts import Network
 
+SHARED = 3
+"""How many times the file's size its tensors may have: tied weights stand in it once."""
+
 
 class Layers(nn.Module):
     """An embedding, a stack of PyTorch's recurrent layers, a decoder; `shared.layouts` has the names."""
@@ -65,7 +68,7 @@ def save_layers(path: Path, layers: Mapping[str, np.ndarray], network: Network) 
 
 def load_layers(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The file's arrays, by the names there, and what it says of the model beside them: nothing. CheckpointError."""
-    return {name: in_numpy(name, value) for name, value in state_dict(path).items()}, {}
+    return {name: in_numpy(value) for name, value in state_dict(path).items()}, {}
 
 
 @torch.no_grad()
@@ -91,26 +94,40 @@ def state_dict(path: Path) -> Mapping[str, Any]:
             "not written by torch.save, damaged, or more than tensors in dictionaries, and nothing else is read, since "
             "that would execute what the file holds. Save it anew with torch.save(model.state_dict(), FILE)."
         ) from None
-    found = [each for each in dictionaries(content) if any("weight_ih" in str(name) for name in each)]
+    found = [each for each in dictionaries(content) if any("weight_ih" in name for name in each if type(name) is str)]
     if len(found) != 1:
         raise CheckpointError(
             f"it holds {len(found)} state dicts with weights of torch.nn.RNN, LSTM or GRU (weight_ih_l0, ...); one "
             "is needed. Save it with torch.save(model.state_dict(), FILE)."
         )
+    require_held(found[0], path.stat().st_size)
     return found[0]
 
 
+def require_held(state: Mapping[Any, Any], size: int) -> None:
+    """CheckpointError unless the names are strings and the tensors no larger than the file can hold, a few of them
+    sharing what they hold: strides can make any size of a single number."""
+    for name, value in state.items():
+        if type(name) is not str or not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{name!r} in the state dict is no tensor with a name, but {type(value).__name__}.")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(f"{name} is a tensor without plain numbers ({value.layout}, on {value.device}).")
+    if (total := sum(each.numel() * each.element_size() for each in state.values())) > SHARED * size:
+        raise CheckpointError(f"its tensors would hold {total:,} bytes, and the file has {size:,}.")
+
+
 def dictionaries(content: Any) -> Iterator[Mapping[str, Any]]:
-    """The dictionaries in a file's content, at any depth."""
-    if isinstance(content, Mapping):
-        yield content
-        for each in content.values():
-            yield from dictionaries(each)
+    """The dictionaries in a file's content, at any depth, each once: one may hold itself."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += each.values()
 
 
-def in_numpy(name: str, value: Any) -> np.ndarray:
-    """A tensor in NumPy; half precisions as float32, which holds them exactly."""
-    if not isinstance(value, torch.Tensor):
-        raise CheckpointError(f"{name} in the state dict is no tensor, but {type(value).__name__}.")
-    short = value.dtype in (torch.float16, torch.bfloat16)
-    return (value.float() if short else value).detach().contiguous().numpy().copy()
+def in_numpy(value: Array) -> np.ndarray:
+    """A tensor in NumPy; short floats as float32, which holds them exactly."""
+    short = value.is_floating_point() and value.element_size() < 4
+    return (value.float() if short else value).detach().resolve_conj().resolve_neg().contiguous().numpy().copy()

@@ -12,7 +12,7 @@ from impl_torch.embedding import embed
 from impl_torch.generate import generate
 from impl_torch.loss import mean_nats, predictions, score
 from impl_torch.native import native_kernel, require_native, unroll_native
-from impl_torch.optimizer import clip, global_norm, init_slots, update
+from impl_torch.optimizer import clip, init_slots, norms, together, update
 from impl_torch.unroll import Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
@@ -105,10 +105,10 @@ class Model:
         stacked = Batch(*map(self._array, batches))
         steps = []
         for k, learning_rate in enumerate(learning_rates):
-            loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
-            steps.append((loss, norm, finite))
-        losses, norms, finites = (to_numpy(torch.stack(column)) for column in zip(*steps, strict=True))
-        return TrainingSteps(losses.astype(np.float64), norms, finites, state)
+            each, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
+            steps.append((loss, norm, finite, each))
+        losses, totals, finites, each_norm = (to_numpy(torch.stack(column)) for column in zip(*steps, strict=True))
+        return TrainingSteps(losses.astype(np.float64), totals, finites, state, each_norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
@@ -199,17 +199,19 @@ class Model:
         outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
         return mean_nats(self._decode(weights, outputs), targets, mask), map_state(torch.Tensor.detach, after)
 
-    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, Array, Array, State]:
+    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, Array, Array, Array, State]:
+        """Norms of the gradients, each and together; loss, whether finite, state after."""
         loss, after = self._loss(batch, state, self._dropout(self._step))
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
             gradients = dict(zip(self._shapes, grads, strict=True))
-            norm = global_norm(gradients)
+            each = norms(gradients)
+            norm = together(each)
             finite = loss.isfinite() & norm.isfinite()
             clipped = clip(self._optimizer, gradients, norm)
             update(self._optimizer, self._parameters, clipped, self._slots, self._step, finite, learning_rate)
             self._step += finite
-        return loss.detach(), norm, finite, keep(finite, after, state)
+        return each, loss.detach(), norm, finite, zero_rows(after, ~finite[None])
 
 
 def map_state(function: Any, state: State) -> State:
@@ -225,12 +227,6 @@ def cast(state: State, dtype: torch.dtype) -> State:
 def zero_rows(state: State, reset: Array) -> State:
     """The state with the rows zeroed where reset [B] is True."""
     return map_state(lambda field: field.masked_fill(reset[:, None], 0), state)
-
-
-def keep(finite: Array, after: State, before: State) -> State:
-    """The state after the step, or the one before it where the step was not finite."""
-    fields = iter([field for layer in before for field in layer])
-    return map_state(lambda field: torch.where(finite, field, next(fields)), after)
 
 
 def at(batches: Batch, k: int) -> Batch:

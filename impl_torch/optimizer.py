@@ -21,10 +21,19 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
     }
 
 
+def norms(gradients: Arrays) -> Array:
+    """Euclidean norm of each gradient alone, in float64 [P]."""
+    return torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients.values()])
+
+
+def together(each: Array) -> Array:
+    """The norm of what has these norms."""
+    return torch.linalg.vector_norm(each)
+
+
 def global_norm(gradients: Arrays) -> Array:
     """Euclidean norm over all gradients together, in float64."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients.values()]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return together(norms(gradients))
 
 
 def clip(optimizer: OptimizerConfig, gradients: Arrays, norm: Array) -> Arrays:

@@ -5,17 +5,18 @@ import os
 import sys
 
 from runner import VERSION
+from runner.text import visible
 from shared.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. The exit status: 0 done, 1 a check failed, 2 the user's mistake, 130 interrupted, 141 nobody
-    reads the output any more."""
+    """Run one command. The exit status: 0 done, 1 a check or the system failed, 2 the user's mistake, 130 interrupted,
+    141 nobody reads the output any more."""
     try:
         status = run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -23,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as `| head` has; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # of a file or folder that nobody gave a meaning to, such as a disk that fails
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -34,6 +38,10 @@ def run(arguments: list[str]) -> int:
         print(f"rosetta-rnn {VERSION}")
         return 0
     options = resume.resumed(arguments) or cli.parse(arguments)
+    if path := getattr(options, "json", None):
+        from shared.files import require_writable
+
+        require_writable(path)
     name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
     runtime = getattr(options, "runtime", cli.RuntimeConfig(device=getattr(options, "device", "auto")))
     environment.prepare(runtime, workers=2 if name == "check" else 1)

@@ -14,7 +14,7 @@ from runner.examination import CELLS, OPTIMIZERS, Case, Examinee, K, cases, comp
 from runner.localiser import explain, sentences
 from runner.progress import Tally, tally_progress
 from runner.registry import IMPLEMENTATIONS, chosen
-from runner.workers import Task, Worker, WorkerError, share
+from runner.workers import FAILURES, Task, Worker, WorkerError, share
 from shared.config import Dtype
 from shared.errors import ConfigError
 from shared.files import strict_json, write_atomically
@@ -30,6 +30,8 @@ FAILED: dict[str, Any] = {
 Rows = list[dict[str, Any]]
 LARGEST_TEAM = 4
 """Processes of one implementation at most: each holds a framework."""
+MOST_SHOWN = 12
+"""Lines of one kind; --json has them all."""
 
 
 class Finding(NamedTuple):
@@ -53,7 +55,7 @@ def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     names, asked = chosen(options.impl), asked_for(options)
     size = max(1, min(LARGEST_TEAM, len(asked), available_cores() // len(names)))
     found: list[Finding] = []
-    complete = True
+    stopped: BaseException | None = None
     with ExitStack() as stack:
         reference = stack.enter_context(open_worker("reference", Examinee, "numpy", "cpu"))
         arguments = {name: (name, Examinee, name, options.device) for name in names}
@@ -61,21 +63,23 @@ def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
         try:
             with tally_progress(dict.fromkeys(names, len(asked))) as tally:
                 collect(examine(asked, dtypes, reference, teams), found, tally)
-        except KeyboardInterrupt:
-            complete = False
+        except (KeyboardInterrupt, WorkerError) as error:  # WorkerError: the reference failed
+            stopped = error
         rows, refusals = ordered(found)
-        causes = explain(rows, asked, reference, teams) if complete else []
+        causes = explain(rows, asked, reference, teams) if stopped is None else []
     show(rows, refusals)
     for text, style in (line for each in causes for line in zip(sentences(each), ("red", "yellow"), strict=True)):
         say(text, style)
-    ok = all(row["ok"] for row in rows)
+    complete, ok = len(found) == len(names) * len(asked), all(row["ok"] for row in rows)
     if options.json:
         report = {"ok": ok and complete, "complete": complete, "reference": "numpy float64"}
         write_atomically(options.json, strict_json({**report, "rows": rows, "refused": refusals, "findings": causes}))
     if not complete:
-        say(f"interrupted: {len(found)} of {len(names) * len(asked)} examinations were made", "yellow")
-        raise KeyboardInterrupt
-    return 0 if ok else 1
+        why = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "a worker that failed gets no other case"
+        say(f"{why}: {len(found)} of {len(names) * len(asked)} examinations were made", "yellow")
+    if stopped:
+        raise stopped
+    return 0 if ok and complete else 1
 
 
 def asked_for(options: Check) -> list[Case]:
@@ -120,8 +124,8 @@ def examine(
     early: dict[int, list[tuple[str, Any]]] = {}
     for name, place, answer in share({"reference": [reference], **teams}, tasks):
         if name == "reference":
-            if isinstance(answer, WorkerError):
-                raise answer
+            if isinstance(answer, FAILURES):
+                raise WorkerError(str(answer))
             expected[place] = answer["quantities"]
             for other, found in early.pop(place, []):
                 yield judged(place, asked[place], other, found, expected[place], dtypes)
@@ -141,17 +145,17 @@ def judged(
 ) -> Finding:
     """An implementation's answer, compared."""
     who = {"impl": impl, "cell": case.model.cell, "case": case.name}
-    if isinstance(answer, WorkerError):
+    if isinstance(answer, FAILURES):
         failed = [FAILED | who | {"quantity": f"failed: {answer}", "dtype": dtype} for dtype in dtypes]
         return Finding(place, impl, failed, [])
-    rows = [row for found in answer if "refused" not in found for row in judge(found, expected, who)]
+    rows = [row for found in answer if "refused" not in found for row in judge(found, expected, who, case)]
     return Finding(place, impl, rows, [{**who, **found} for found in answer if "refused" in found])
 
 
-def judge(found: dict[str, Any], expected: Mapping[str, np.ndarray], who: Mapping[str, Any]) -> Rows:
+def judge(found: dict[str, Any], expected: Mapping[str, np.ndarray], who: Mapping[str, Any], case: Case) -> Rows:
     """The rows of one case of one implementation, in one engine and precision."""
     place = {**who, **{name: found[name] for name in ("engine", "kernel", "device", "dtype")}}
-    rows = compare(found["quantities"], {name: expected[name] for name in found["quantities"]}, found["dtype"])
+    rows = compare(found["quantities"], {name: expected[name] for name in found["quantities"]}, found["dtype"], case)
     if "differences" in found:
         error = found["differences"]
         row = {"quantity": "gradient: finite differences", "max_relative_error": error, "bound": 1e-8}
@@ -190,8 +194,9 @@ def show(rows: Rows, refusals: Rows) -> None:
     show_table(title, ("", *columns, ""), table, range(1, 1 + len(columns)))
     for reason in dict.fromkeys(f"{each['impl']}: {each['refused']}" for each in refusals):
         say(f"not examined: {reason}", "dim")
+    show_ties(rows)
     failed = [row for row in rows if not row["ok"]]
-    for row in failed[:12]:
+    for row in failed[:MOST_SHOWN]:
         say(
             f"differs: {row['impl']} {row['engine']} {row['dtype']}, {row['case']}, {row['quantity']}: "
             f"{row['max_relative_error']:.2g}, at most {row['bound']:.2g} expected",
@@ -201,13 +206,26 @@ def show(rows: Rows, refusals: Rows) -> None:
     say(f"{len(rows)} quantities in {count} cases compared, {len(failed)} differ", "red" if failed else "green")
 
 
+def show_ties(rows: Rows) -> None:
+    """Where float32 wrote another token than the reference, and whether rounding explains it."""
+    styles = {"near_ties": ("near-tie", "dim"), "unexplained": ("no near-tie", "red")}
+    found = [(*styles[kind], row, each) for kind in styles for row in rows for each in row.get(kind, ())]
+    for what, style, row, each in found[:MOST_SHOWN]:
+        where = f"{row['impl']} {row['engine']} {row['dtype']}, {row['case']}, {row['quantity']}"
+        right, other = (f"{each[who]} (logit {each[who + '_logit']:.8g})" for who in ("expected", "got"))
+        gap = f"{each['gap']:.2g} ulps decide; rounding explains {each['bound']:.0f}"
+        say(f"{what}: {where}: row {each['row']}, token {each['place']}: {right} or {other}; {gap}", style)
+
+
 def worst(rows: list[dict[str, Any]], name: str) -> str:
     """The largest error in a column; an exclamation mark where one is too large."""
     found = [row for row in rows if column(row) == name]
     if not found:
         return "-"
     error = max(row["max_relative_error"] for row in found)
-    return f"{error:.0e}".replace("0e+00", "0") + ("" if all(row["ok"] for row in found) else "!")
+    ties = sum(len(row.get("near_ties", ())) for row in found)
+    shown = f"{error:.0e}".replace("0e+00", "0") + ("" if all(row["ok"] for row in found) else "!")
+    return shown + (f", near-ties {ties}" if ties else "")
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:

@@ -1,13 +1,18 @@
 """The command line: what each command takes. Parsed before NumPy or a framework loads, so nothing heavy is imported
 here; options that decide an experiment live in shared.config, and tyro turns the dataclasses into flags."""
 
+import io
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from runner.text import visible
 from shared.config import (
     Activation,
     CorpusConfig,
@@ -20,6 +25,7 @@ from shared.config import (
     ScheduleConfig,
     TrainingConfig,
     to_json,
+    zero_or_more,
 )
 
 DTYPE_HELP = "Precisions to check: float64 proves the mathematics, float32 the rounding."
@@ -38,10 +44,12 @@ class Train:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     run_dir: Path | None = None
-    """Folder for this run, must not exist yet; default: runs/<corpus>-<cell>-<impl>."""
+    """Folder for this run, must not exist yet or be empty; default: runs/<corpus>-<cell>-<impl>."""
     resume: Path | None = None
     """Go on with the run in this folder, with its options; only --impl --engine --device --threads --epochs
-    --max-steps may change."""
+    --max-steps --checkpoint-seconds may change."""
+    checkpoint_seconds: float = 60.0
+    """Seconds of training after which a run is saved within an epoch, too; 0: only at its end. Changes no result."""
     prompt: str = ""
     """The samples at the end go on from this text."""
     length: int = 300
@@ -50,6 +58,12 @@ class Train:
     """Measure at the end what samples are like, where that takes less than about a tenth of the run."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run directory, too."""
+    skip_nonfinite: bool = False
+    """Leave out steps whose loss or gradient is infinite or not a number, count them and go on; --resume keeps it. A
+    hundred in a row end the run all the same."""
+
+    def __post_init__(self) -> None:
+        zero_or_more(self, "checkpoint_seconds")
 
 
 @dataclass(frozen=True)
@@ -185,6 +199,23 @@ class Corpora:
 
 
 @dataclass(frozen=True)
+class Differences:
+    """Where the frameworks differ: the size of each difference, measured here, before and after the option that
+    settles it. Formulas and what to do: docs/differences.md."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """Differences, such as adam-epsilon, or sections, such as optimizers; none: all."""
+    impl: str = "all"
+    """Implementations with commas between whose frameworks are measured, too, or all that are installed; numpy alone
+    leaves out what is measured on a framework's own layers."""
+    markdown: bool = False
+    """Print the tables of docs/differences.md."""
+    json: Path | None = None
+    """Write the table to this file."""
+    device: ClassVar[str] = "cpu"
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Versions, devices, matrix kernels, threads, fonts; what is missing and how to install it."""
 
@@ -197,9 +228,10 @@ COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "convert": Convert,
     "corpora": Corpora,
+    "differences": Differences,
     "doctor": Doctor,
 }
-Options = Train | Sample | Evaluate | Check | Compare | Convert | Corpora | Doctor
+Options = Train | Sample | Evaluate | Check | Compare | Convert | Corpora | Differences | Doctor
 
 DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""
@@ -210,16 +242,30 @@ def parse(arguments: list[str], default: Train | None = None) -> Options:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    if arguments[0] in COMMANDS:
-        command = COMMANDS[arguments[0]]
-        options: dict[str, Any] = {"default": default} if default else {}
-        program = f"python -m runner {arguments[0]}"
-        parsed: Options = tyro.cli(command, prog=program, args=arguments[1:], config=config, **options)
-        return parsed
-    tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="python -m runner", description=DESCRIPTION, args=arguments, config=config
-    )
+    plain = default is None and all(visible(word) == word for word in arguments)
+    with nullcontext() if plain else made_visible():
+        if arguments[0] in COMMANDS:
+            command = COMMANDS[arguments[0]]
+            options: dict[str, Any] = {"default": default} if default else {}
+            program = f"python -m runner {arguments[0]}"
+            parsed: Options = tyro.cli(command, prog=program, args=arguments[1:], config=config, **options)
+            return parsed
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="python -m runner", description=DESCRIPTION, args=arguments, config=config
+        )
     raise AssertionError("unreachable: every command was handled above, and anything else exits")
+
+
+@contextmanager
+def made_visible() -> Iterator[None]:
+    """What tyro says, which quotes options and defaults, cannot steer the terminal; its own colours are lost."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        sys.stdout.write(visible(out.getvalue()))
+        sys.stderr.write(visible(err.getvalue()))
 
 
 def command_line(command: str, options: Train | Compare, default: Train | Compare) -> str:

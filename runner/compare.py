@@ -23,7 +23,7 @@ from runner.participants import SAMPLE_LENGTH, Field
 from runner.registry import chosen
 from runner.rundir import new_folder, refuse_existing
 from runner.sample import TEMPERATURES
-from runner.workers import Worker
+from runner.workers import Worker, WorkerError
 from shared.config import ScheduleConfig, to_json
 from shared.errors import ConfigError
 from shared.files import strict_json, write_atomically
@@ -56,10 +56,11 @@ def run(options: Compare) -> int:
     with ExitStack() as stack:
         with console.status(f"starting {', '.join(names)}"):
             field = Field(names, options, stack)
-        result["participants"] = field.participants
         say(f"{', '.join(field.workers)} on {experiment.corpus.name}: {result['settings']['steps']} steps each", "bold")
         compute(field, options, result)
     result["failures"] = field.failures
+    finished = {row["impl"] for row in result["growth"]}  # they come first, since differences are from the first
+    result["participants"] = sorted(field.participants, key=lambda each: each["impl"] not in finished)
     result["seconds"] = time.perf_counter() - started
     result["ok"] = verdict(result)
     folder = new_folder(options.run_dir, f"compare-{Path(options.corpus.corpus).stem}-{options.model.cell}")
@@ -79,7 +80,7 @@ def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
         for title, part in PARTS.items():
             if not field.workers:
                 return
-            started = time.perf_counter()
+            started, field.part = time.perf_counter(), title
             task = bar.add_task(title, total=None)
             part(field, options, result)
             bar.remove_task(task)
@@ -89,12 +90,15 @@ def compute(field: Field, options: Compare, result: dict[str, Any]) -> None:
 def check_cell(field: Field, options: Compare, result: dict[str, Any]) -> None:
     """The examination of `check`, for a small copy of the model that is compared, and its optimizer."""
     case = small_copy(options.model, options.optimizer, options.runtime.engine)
-    with Worker("reference", Examinee, "numpy", "cpu") as reference:
-        teams = {name: [worker] for name, worker in field.workers.items()}
-        result["check"], _ = check.ordered(check.examine([case], ["float64"], reference, teams))
+    teams = {name: [worker] for name, worker in field.workers.items()}
+    try:
+        with Worker("reference", Examinee, "numpy", "cpu") as reference:
+            result["check"], _ = check.ordered(check.examine([case], ["float64"], reference, teams))
+    except WorkerError as error:
+        field.drop("reference", str(error))
     for row in result["check"]:
-        if row["quantity"].startswith("failed") and row["impl"] in field.workers:
-            field.drop(row["impl"], row["quantity"])
+        if row["quantity"].startswith("failed: ") and row["impl"] in field.workers:
+            field.drop(row["impl"], row["quantity"].removeprefix("failed: "))
 
 
 def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> Non
         name: {"impl": name, "dtype": "float32", "steps": steps, "losses": [], "held_out": []} for name in field.workers
     }
     for start, stop in portions(steps, 5):
-        for name, part in field.together("train", start, stop).items():
+        for name, part in field.train(start, stop).items():
             runs[name]["losses"] += part["losses"]
         for name, score in field.together("held_out").items():
             runs[name]["held_out"].append({"step": stop, "loss": score["loss"]})
@@ -113,7 +117,8 @@ def train_float32(field: Field, options: Compare, result: dict[str, Any]) -> Non
     if not result["training"]:
         return
     losses = [run_["loss"] for run_ in result["training"]]
-    spread = (max(losses) - min(losses)) / min(losses)
+    with np.errstate(invalid="ignore"):
+        spread = float(np.ptp(losses) / np.min(losses))  # not max and min, which overlook what is not a number
     result["agreement"] = {"held_out_spread": spread, "held_out_bound": HELD_OUT_BOUND, "ok": spread <= HELD_OUT_BOUND}
 
 
@@ -140,6 +145,7 @@ def time_rounds(field: Field, options: Compare, result: dict[str, Any]) -> None:
             "same_work": same[name],
         }
         for (name, phase), values in speeds.items()
+        if name in field.workers
     ]
 
 
@@ -147,10 +153,14 @@ def train_float64(field: Field, options: Compare, result: dict[str, Any]) -> Non
     """The same run in float64, to show how the difference grows; then the same texts from all."""
     field.together("begin", "float64")
     growth: dict[str, list[dict[str, float]]] = {}
+    reference = ""
     for start, stop in portions(result["settings"]["steps"], 5):
-        field.together("train", start, stop)
+        field.train(start, stop)
         found = field.together("parameters")
-        first: dict[str, np.ndarray] = next(iter(found.values()), {})
+        if reference not in found:  # failed; what was measured from it stands for nothing now
+            reference = next(iter(found), "")
+            growth.clear()
+        first: dict[str, np.ndarray] = found.get(reference, {})
         for name, values in found.items():
             growth.setdefault(name, []).append({"step": stop, "max_relative_difference": distance(values, first)})
     result["growth"] = [
@@ -162,6 +172,7 @@ def train_float64(field: Field, options: Compare, result: dict[str, Any]) -> Non
             "ok": points[-1]["max_relative_difference"] <= GROWTH_BOUND,
         }
         for name, points in growth.items()
+        if name in field.workers
     ]
 
 
@@ -172,10 +183,11 @@ def sample_float64(field: Field, options: Compare, result: dict[str, Any]) -> No
         for temperature in TEMPERATURES
         for name, (text, _) in field.together("sample", temperature).items()
     ]
+    result["samples"] = [sample for sample in result["samples"] if sample["impl"] in field.workers]
     texts: dict[float, set[str]] = {}
     for sample in result["samples"]:
         texts.setdefault(sample["temperature"], set()).add(sample["text"])
-    result["samples_identical"] = all(len(each) == 1 for each in texts.values())
+    result["samples_identical"] = bool(texts) and all(len(each) == 1 for each in texts.values())
 
 
 PARTS = {
@@ -195,7 +207,8 @@ def portions(steps: int, count: int) -> list[tuple[int, int]]:
 
 def distance(values: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """The largest difference of any parameter, relative to its tensor's largest magnitude."""
-    return max(float(np.abs(values[name] - each).max() / np.abs(each).max()) for name, each in expected.items())
+    found = [np.abs(values[name] - each).max() / (np.abs(each).max() or 1.0) for name, each in expected.items()]
+    return float(np.max(found))  # not max, which overlooks what is not a number
 
 
 def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
@@ -246,12 +259,12 @@ def show(result: dict[str, Any]) -> None:
     """One line for each implementation, and what they agree on."""
     speed = {(row["impl"], row["phase"]): row for row in result["timing"]}
     grown = {row["impl"]: row["points"][-1]["max_relative_difference"] for row in result["growth"]}
+    checked = [row for row in result["check"] if row["dtype"] == "float64"]
     errors = {
-        name: max(
-            row["max_relative_error"] for row in result["check"] if (row["impl"], row["dtype"]) == (name, "float64")
-        )
+        name: max((row["max_relative_error"] for row in checked if row["impl"] == name), default=np.nan)
         for name in grown
     }
+    failed = {failure["impl"]: failure["what"] for failure in result["failures"]}
     rows = [
         (
             run_["impl"],
@@ -262,17 +275,22 @@ def show(result: dict[str, Any]) -> None:
             *(pace(speed.get((run_["impl"], phase))) for phase in ("train", "sample")),
         )
         for run_ in result["training"]
-        if run_["impl"] in grown
+        if run_["impl"] in grown.keys() - failed.keys()
     ]
+    rows += [(name, "failed", *"-----") for name in failed]
     columns = ("", "held-out", "perplexity", "check", "drift", "tokens/s", "sampled/s")
     title = "held-out nats and speed in float32; float64 differences: of every quantity, and of the trained parameters"
     show_table(title, columns, rows, range(1, 7))
-    agreement = result["agreement"]
-    say(f"held-out losses lie within {agreement['held_out_spread']:.1e} of each other (at most {HELD_OUT_BOUND:g})")
+    for what in failed.values():
+        say(f"failed: {what}", "red")
+    if result["training"]:
+        spread = result["agreement"]["held_out_spread"]
+        say(f"held-out losses lie within {spread:.1e} of each other (at most {HELD_OUT_BOUND:g})")
     for row in result["growth"][1:]:
         steps = ", ".join(f"{point['max_relative_difference']:.0e} at {point['step']}" for point in row["points"])
         say(f"{row['impl']}: parameters in float64 differ from {result['growth'][0]['impl']}'s by {steps}")
-    say(f"texts sampled in float64: {'identical in all' if result['samples_identical'] else 'DIFFERENT'}")
+    if result["samples"]:
+        say(f"texts sampled in float64: {'identical in all' if result['samples_identical'] else 'DIFFERENT'}")
     say("all agree" if result["ok"] else "NOT all agree: see the page", "bold green" if result["ok"] else "bold red")
 
 

@@ -11,9 +11,14 @@ from runner.text import visible
 console = Console(highlight=False, soft_wrap=True)
 
 
+def plain(text: str, style: str = "") -> Text:
+    """Text in which nothing is markup, and nothing is obeyed."""
+    return Text(visible(text), style=style)
+
+
 def say(text: str, style: str = "") -> None:
-    """Print plain text; nothing in it is markup."""
-    console.print(Text(visible(text), style=style))
+    """Print plain text."""
+    console.print(plain(text, style))
 
 
 def show_table(
@@ -24,11 +29,14 @@ def show_table(
     wrap: Sequence[int] = (),
 ) -> None:
     """Print a table: numbers (`right`) aligned, long texts (`wrap`) folded; East Asian characters count as two wide."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    heading = plain(title) if title else None
+    table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         folded = place in wrap
         overflow: OverflowMethod = "fold" if folded else "ellipsis"
-        table.add_column(column, justify="right" if place in right else "left", no_wrap=not folded, overflow=overflow)
+        table.add_column(
+            plain(column), justify="right" if place in right else "left", no_wrap=not folded, overflow=overflow
+        )
     for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
+        table.add_row(*map(plain, row))
     console.print(table)

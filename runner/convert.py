@@ -2,13 +2,14 @@
 loaded by its library, into its own layers, and must give NumPy's logits: before that, no file is there."""
 
 import json
+import shutil
 import tempfile
+import zipfile
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 
 from runner.cli import Convert
 from runner.console import say
@@ -16,7 +17,7 @@ from runner.registry import create_model, formats
 from runner.sample import open_checkpoint
 from runner.text import visible
 from runner.workers import Worker
-from shared.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
+from shared.checkpoint import FORMAT, Checkpoint, load_checkpoint, read_header, save_checkpoint
 from shared.config import (
     CorpusConfig,
     ModelConfig,
@@ -28,7 +29,7 @@ from shared.config import (
     to_json,
 )
 from shared.errors import CheckpointError, ConfigError, ParameterError, UserError
-from shared.files import write_atomically
+from shared.files import WriteError, require_writable, write_atomically
 from shared.layouts import LAYOUTS, Network, from_layers, to_layers
 from shared.recognition import recognise
 from shared.vocabulary import Vocabulary
@@ -40,6 +41,10 @@ IMPLEMENTATIONS = {"torch": "torch", "keras": "tf", "flax": "jax"}
 """Library -> the implementation that has it."""
 PRIVATE_USE, PLACEHOLDERS = 0xF0000, 65534
 """The first of so many code points that no text holds."""
+COPIES, OVERHEAD = 2, 2**20
+"""Of the arrays, while a library writes its file; and bytes beside them."""
+UNPACKED = 20
+"""How many times its size an archive may hold; weights hardly shrink."""
 STEPS, ROWS = 16, 64
 """Tokens that are compared: T, and at most B."""
 BOUND, ROUNDING_BOUND = 1e-10, 1e-5
@@ -100,6 +105,8 @@ def run(options: Convert) -> int:
     layout = layout_of(options)
     if options.vocabulary and layout and not options.write_vocabulary:
         raise ConfigError("--vocabulary names the symbols of a checkpoint; a library's file has no place for them.")
+    for path in filter(None, (options.target, options.write_vocabulary)):
+        require_writable(path)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         libraries = Libraries(stack)
@@ -114,10 +121,10 @@ def run(options: Convert) -> int:
             write_layers(temporary, layout, source, libraries)
         else:
             write_checkpoint(temporary, source, vocabulary_of(options, source))
+        if options.write_vocabulary:
+            symbols = json.dumps(vocabulary_of(options, source).to_json(), ensure_ascii=False)
+            write_atomically(options.write_vocabulary, symbols + "\n")
         write_atomically(options.target, temporary.read_bytes())
-    if options.write_vocabulary:
-        symbols = json.dumps(vocabulary_of(options, source).to_json(), ensure_ascii=False)
-        write_atomically(options.write_vocabulary, symbols + "\n")
     describe(options.target, layout, source)
     return 0
 
@@ -168,21 +175,25 @@ def library_of(path: Path) -> str:
     if suffix != ".safetensors":
         return SUFFIXES[suffix]
     try:
-        with safe_open(path, "numpy") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
-    except Exception:
+        with path.open("rb") as file:
+            header = read_header(file, path.stat().st_size)
+    except (OSError, CheckpointError):
         return ""  # whoever opens it as a checkpoint is told what is wrong
-    if metadata.get("format") == FORMAT:
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or metadata.get("format") == FORMAT:
         return ""
-    return "torch" if any("weight_ih" in name for name in names) else "flax"
+    return "torch" if any("weight_ih" in name for name in header) else "flax"
 
 
 def read_layers(options: Convert, library: str, libraries: Libraries) -> Source:
     """A library's network; UnequalError where its own layers do not give NumPy's logits."""
-    path, worker = options.source, libraries[library]
+    path = options.source
+    require_plain(path)
+    worker = libraries[library]
     like = open_checkpoint(options.like)[1] if options.like else None
     try:
         arrays, told = worker.call("load", path)
+        require_finite(arrays)
         known = from_json(ModelConfig, like.config.get("model")) if like else None
         network = recognise(library, arrays, known, **(told | given_options(options)))
         layers = {name: arrays[there] for name, there in network.names.items()}
@@ -191,6 +202,29 @@ def read_layers(options: Convert, library: str, libraries: Libraries) -> Source:
         raise CheckpointError(visible(f"{path}: {error}")) from None  # names in it are the file's
     prove(worker, path, network, parameters, str(path))
     return Source(library, network, network.model, parameters, precision(layers), like)
+
+
+def require_plain(path: Path) -> None:
+    """CheckpointError where a zip archive, as .pt and .keras files are, unpacks to far more than its own size or has a
+    path in it that leads out; before a library opens it."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(visible(f"{path}: not a whole archive ({error}).")) from None
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > UNPACKED * path.stat().st_size:
+        raise CheckpointError(f"{path} would unpack to {unpacked:,} bytes; no model does that, it is not opened.")
+    if out := [each.filename for each in entries if PurePath(each.filename).is_absolute() or ".." in each.filename]:
+        raise CheckpointError(visible(f"{path} holds the path {out[0]!r}, which leads out of it; it is not opened."))
+
+
+def require_finite(arrays: Arrays) -> None:
+    """CheckpointError where a weight is infinite or no number."""
+    if broken := [name for name, each in arrays.items() if each.dtype.kind == "f" and not np.isfinite(each).all()]:
+        raise CheckpointError(f"{', '.join(broken)} holds infinite values or no numbers: training had broken down.")
 
 
 def given_options(options: Convert) -> dict[str, Any]:
@@ -205,6 +239,7 @@ def write_layers(path: Path, layout: str, source: Source, libraries: Libraries) 
     layers = to_layers(layout, source.model, parameters)
     network = Network(layout, source.model, len(parameters["decoder.bias"]), dict.fromkeys(layers, ""))
     library = {"torch": "torch", "keras": "keras"}.get(layout, "flax")
+    require_room(path.parent, sum(each.nbytes for each in layers.values()))
     worker = libraries[library]
     worker.call("save", path, layers, network)
     arrays, _ = worker.call("load", path)
@@ -214,6 +249,17 @@ def write_layers(path: Path, layout: str, source: Source, libraries: Libraries) 
     prove(worker, path, network, in_float64(parameters), "the new file")
     if source.library:
         state_rounding(source, parameters)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """WriteError where a library's file of so many bytes may not find room for a while: what the libraries say when a
+    disk is full says nothing, and one of them crashes."""
+    needed, free = COPIES * size + OVERHEAD, shutil.disk_usage(folder).free
+    if free < needed:
+        raise WriteError(
+            f"Cannot write a temporary file in {folder.parent}: it needs up to {needed / 2**20:.1f} MiB, and "
+            f"{free / 2**20:.1f} MiB are free. Make room there, or set TMPDIR to a folder that has some."
+        )
 
 
 def write_checkpoint(path: Path, source: Source, vocabulary: Vocabulary) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from runner.near_ties import Difference, Writing, differences
 from runner.registry import create_model
 from shared.config import Dtype, Engine, ModelConfig, OptimizerConfig, RuntimeConfig, layer_limit
 from shared.contract import Batch, LanguageModel
@@ -334,19 +335,23 @@ def unused(name: str, case: Case) -> bool:
 
 
 def tokens(model: LanguageModel, case: Case) -> dict[str, Any]:
-    """Greedy and sampled tokens after ragged prompts; some forced, some forbidden, rows that end."""
+    """Greedy and sampled tokens."""
+    return {f"tokens: {name}": model.generate(*writing) for name, writing in writings(case).items()}
+
+
+def writings(case: Case) -> dict[str, Writing]:
+    """What is written after ragged prompts; some tokens forced, some forbidden, rows that end."""
     prompt, lengths = case.batches.tokens[2][:, :PROMPT], np.array([2, PROMPT, 1], np.int32)
     draws = uniforms(7, "check.draws", B * WRITTEN).reshape(B, WRITTEN)
     forced = np.where(integers("forced", 8, (B, WRITTEN)) == 0, 4, -1).astype(np.int32)
     allowed = integers("allowed", 5, (WRITTEN, V)) > 0
     allowed[:, 0] = True
-    rules = {
-        "greedy": (SamplingRule(temperature=0.0), None, None),
-        "sampled": (SamplingRule(temperature=0.8), None, None),
-        "top-k and top-p": (SamplingRule(temperature=1.3, top_k=6, top_p=0.8), None, None),
-        "forced and forbidden": (SamplingRule(temperature=1.1, end=3), forced, allowed),
+    return {
+        "greedy": Writing(prompt, lengths, draws, SamplingRule(temperature=0.0)),
+        "sampled": Writing(prompt, lengths, draws, SamplingRule(temperature=0.8)),
+        "top-k and top-p": Writing(prompt, lengths, draws, SamplingRule(temperature=1.3, top_k=6, top_p=0.8)),
+        "forced and forbidden": Writing(prompt, lengths, draws, SamplingRule(1.1, end=3), forced, allowed),
     }
-    return {f"tokens: {name}": model.generate(prompt, lengths, draws, *rule) for name, rule in rules.items()}
 
 
 def traced(model: LanguageModel, case: Case) -> dict[str, Any]:
@@ -422,8 +427,9 @@ def bound(quantity: str, dtype: Dtype) -> float:
     return K * 2e-5 if trained else T * layers * 2 * H * float(np.finfo(np.float32).eps)
 
 
-def compare(measured: Arrays, reference: Arrays, dtype: Dtype) -> list[dict[str, Any]]:
-    """A row for each quantity: the worst relative error and whether rounding explains it."""
+def compare(measured: Arrays, reference: Arrays, dtype: Dtype, case: Case | None = None) -> list[dict[str, Any]]:
+    """A row for each quantity: the worst relative error and whether rounding explains it. With the case given, tokens
+    in other precisions than float64 may differ in near-ties, which the row then lists."""
     rows = []
     for name, expected in reference.items():
         got = measured[name]
@@ -431,5 +437,18 @@ def compare(measured: Arrays, reference: Arrays, dtype: Dtype) -> list[dict[str,
         distance = np.abs(got - expected).max(initial=0) if fits else np.inf
         error = float(distance / max(np.abs(expected).max(initial=0), np.finfo(np.float64).tiny)) if distance else 0.0
         limit = bound(name, dtype)
-        rows.append({"quantity": name, "max_relative_error": error, "bound": limit, "ok": bool(error <= limit)})
+        row = {"quantity": name, "max_relative_error": error, "bound": limit, "ok": bool(error <= limit)}
+        if case and dtype != "float64" and name.startswith("tokens: ") and fits:
+            row |= judged_tokens(case, name.removeprefix("tokens: "), expected, got, dtype)
+        rows.append(row)
     return rows
+
+
+def judged_tokens(case: Case, name: str, expected: np.ndarray, got: np.ndarray, dtype: Dtype) -> dict[str, Any]:
+    """The first differences: near-ties and others. Where there are no others, the row is in order."""
+    found: list[Difference] = []
+    if not np.array_equal(expected, got):
+        model = Examinee("numpy", "cpu").create(case, "float64")
+        found = differences(model, case.model, writings(case)[name], expected.astype(int), got.astype(int), dtype)
+    ties, others = ([each._asdict() for each in found if each.near_tie == tie] for tie in (True, False))
+    return {"near_ties": ties, "unexplained": others} | ({} if others else {"max_relative_error": 0.0, "ok": True})

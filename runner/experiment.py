@@ -150,9 +150,9 @@ class Reading:
         learned from windows is measured on streams with carried state, where every token is predicted once; only
         many-to-one, which knows no state but that of its window, is measured on windows, too."""
         if self.poems:
-            encoded = self._encoded(texts)
-            fitting = len(encoded) if self.cut else sum(len(poem) < self.training.seq_length for poem in encoded)
-            return self._poems(encoded, self._rows(fitting), shuffle=False)
+            length = self.training.seq_length
+            fitting = len(texts) if self.cut else sum(len(poem) < length for poem in self._encoded(texts))
+            return self._poems(self._encoded(texts), self._rows(fitting), shuffle=False)
         tokens = encode(self.vocabulary, texts[0])
         length = max(1, min(self.training.seq_length, len(tokens) - 1))
         stride = self.training.stride
@@ -164,10 +164,10 @@ class Reading:
     def _rows(self, available: int) -> int:
         return max(1, min(self.training.batch_size, available))
 
-    def _encoded(self, texts: Texts) -> list[np.ndarray]:
-        return [encode(self.vocabulary, text) for text in texts]
+    def _encoded(self, texts: Texts) -> Iterator[np.ndarray]:
+        return (encode(self.vocabulary, text) for text in texts)
 
-    def _poems(self, encoded: list[np.ndarray], size: int, shuffle: bool) -> PoemBatches:
+    def _poems(self, encoded: Iterator[np.ndarray], size: int, shuffle: bool) -> PoemBatches:
         length, seed = self.training.seq_length, self.training.seed
         return PoemBatches(encoded, size, length, self.vocabulary, seed, shuffle, self.cut)
 
@@ -187,9 +187,12 @@ def stack_size(model: ModelConfig, experiment: Experiment, training: TrainingCon
 
 
 def stacks(batches: Batches, epoch: int, start: int, stop: int, size: int) -> Iterator[Batch]:
-    """The batches start..stop of an epoch, stacked by `size`; the last stack may be smaller."""
-    for first in range(start, stop, size):
-        yield stack([batches.batch(epoch, index) for index in range(first, min(first + size, stop))])
+    """The batches start..stop of an epoch, stacked by `size`. Stacks begin at multiples of `size` wherever the start
+    is, as a resumed run must call what an uninterrupted one does. The first and the last may be smaller."""
+    while start < stop:
+        end = min(start - start % size + size, stop)
+        yield stack([batches.batch(epoch, index) for index in range(start, end)])
+        start = end
 
 
 def evaluate(model: LanguageModel, experiment: Experiment, size: int) -> Score:

@@ -11,7 +11,7 @@ import numpy as np
 
 from runner import module_models
 from runner.cli import Check
-from runner.console import console, say, show_table
+from runner.console import console, plain, say, show_table
 from runner.examination import H, T, bound
 from runner.hypotheses import Found, explain, search, sentences
 from runner.mistakes import ORDERS
@@ -81,7 +81,8 @@ def run(options: Check) -> int:
         )
     if not options.timeout > 0:
         raise ConfigError(f"--timeout must be a positive number of seconds, got {options.timeout}.")
-    with Worker(path.name, Subject, str(path), options.timeout) as worker, console.status(f"examining {path.name}"):
+    examining = console.status(plain(f"examining {path.name}"))
+    with Worker(path.name, Subject, str(path), options.timeout) as worker, examining:
         user, notes = UserCell(worker, options.timeout), {}
         try:
             described = user.ask("load")

@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from runner import workers
 from runner.cli import Compare
 from runner.console import say
 from runner.examination import Examinee
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.registry import create_model, versions
 from runner.sample import write_texts
-from runner.workers import Worker, WorkerError
+from runner.workers import FAILURES, Worker
 from shared.config import Dtype, SamplingConfig
 from shared.initializers import initial_parameters
 from shared.schedules import learning_rates
 
 SAMPLE_LENGTH = 240
+SLOWEST_STEP = 10.0
+"""Seconds that a step of training may take before its worker counts as hung."""
 
 
 class Participant(Examinee):
@@ -98,27 +101,36 @@ class Participant(Examinee):
 
 
 class Field:
-    """The workers that still run; one that fails is named and left out, the others go on."""
+    """The workers that still run; one that fails is named and left out, the others go on.
+
+    part: what is being done, for the word about a failure
+    """
+
+    part = "start"
 
     def __init__(self, names: list[str], options: Compare, stack: ExitStack) -> None:
         self.failures: list[dict[str, str]] = []
         self.workers: dict[str, Worker] = {}
         self.participants: list[dict[str, Any]] = []
         for name in names:  # one after the other, since the start of each is timed
-            self.workers[name] = stack.enter_context(Worker(name, Participant, name, options))
             try:
+                self.workers[name] = stack.enter_context(Worker(name, Participant, name, options))
                 self.participants.append(self.workers[name].call("introduce"))
-            except WorkerError as error:
+            except FAILURES as error:
                 self.drop(name, str(error))
 
     def each(self, method: str, *arguments: Any) -> dict[str, Any]:
         """One after the other, so that nothing else runs beside what is timed."""
         return self.gather(lambda worker: worker.call(method, *arguments))
 
-    def together(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """Side by side."""
+    def together(self, method: str, *arguments: Any, timeout: float | None = None) -> dict[str, Any]:
+        """Side by side; within so many seconds."""
         self.gather(lambda worker: worker.start(method, *arguments))
-        return self.gather(lambda worker: worker.result())
+        return self.gather(lambda worker: worker.result(timeout))
+
+    def train(self, start: int, stop: int) -> dict[str, Any]:
+        """Steps of the run, side by side; many may take long."""
+        return self.together("train", start, stop, timeout=workers.TIMEOUT + SLOWEST_STEP * (stop - start))
 
     def gather(self, call: Callable[[Worker], Any]) -> dict[str, Any]:
         """A call for each worker, and what it returned."""
@@ -126,11 +138,14 @@ class Field:
         for name, worker in list(self.workers.items()):
             try:
                 answers[name] = call(worker)
-            except WorkerError as error:
+            except FAILURES as error:
                 self.drop(name, str(error))
         return answers
 
     def drop(self, name: str, what: str) -> None:
-        self.failures.append({"impl": name, "what": what})
-        self.workers.pop(name).close()
-        say(f"{what}; going on without it", "red")
+        """Go on without a worker, if it ever began."""
+        told = f"{what} ({self.part})"
+        self.failures.append({"impl": name, "what": told})
+        if worker := self.workers.pop(name, None):
+            worker.close()
+        say(f"{told}; going on without it", "red")

@@ -27,6 +27,7 @@ class TrainingBar:
         text = (
             f"epoch {progress.epoch + 1}/{training.epochs}  step {progress.step}  lr {rates[-1]:.4g}  "
             f"loss {steps.losses[-1]:.3f}  {tokens_per_second / 1000:.1f}k tokens/s"
+            + (f"  skipped {progress.skipped}" if progress.skipped else "")
         )
         self._bar.update(self._task, completed=progress.step, description=text)
 

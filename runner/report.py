@@ -29,7 +29,7 @@ def write_run_report(run_dir: Path) -> Path:
     baseline = corpus.get("unigram_perplexity")
     title = f"{config['impl']} on {corpus.get('name', 'a text')}"
     drawn = svg(curves, {config["impl"]: series_of(metrics)}, title, baseline and math.log(baseline))
-    write_atomically(run_dir / "curves.svg", drawn)
+    write_atomically(run_dir / "curves.svg", drawn, make_folder=False)
     held_out = [line for line in metrics if line["split"] == "held-out"]
     page = ENVIRONMENT.get_template("run.html.j2").render(
         config=config,
@@ -42,7 +42,7 @@ def write_run_report(run_dir: Path) -> Path:
         statistics=table(result["statistics"]) if "statistics" in result else None,
         settings={name: config[name] for name in SETTINGS if name in config},
     )
-    write_atomically(run_dir / "report.html", page)
+    write_atomically(run_dir / "report.html", page, make_folder=False)
     return run_dir / "report.html"
 
 
@@ -139,7 +139,9 @@ def read(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path}: {error}. Give the folder of a run.") from None
+        raise UserError(
+            f"Cannot read {path}: {getattr(error, 'strerror', None) or error}. Give the folder of a run."
+        ) from None
 
 
 def inline(picture: str) -> Markup:

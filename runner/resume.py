@@ -19,7 +19,7 @@ from shared.config import (
 )
 from shared.errors import ConfigError
 
-FREE = {"impl", "engine", "device", "threads", "tuning", "epochs", "max_steps"}
+FREE = {"impl", "engine", "device", "threads", "tuning", "epochs", "max_steps", "checkpoint_seconds"}
 
 
 def resumed(arguments: list[str]) -> Train | None:
@@ -28,16 +28,31 @@ def resumed(arguments: list[str]) -> Train | None:
     if folder is None:
         return None
     stored = stored_options(folder)
-    given = parse(arguments, stored)
+    try:
+        given = parse(arguments, stored)
+    except ConfigError:  # such as a schedule that the stored options do not go with: they are not to blame
+        raise_if_changed(folder, flags_of(arguments) & (flat(stored).keys() - FREE))
+        raise
     assert isinstance(given, Train)  # noqa: S101 - --resume is an option of train alone, anything else was refused
     before = flat(stored)
-    if changed := [name for name, value in flat(given).items() if value != before[name] and name not in FREE]:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
-        raise ConfigError(
-            f"{flags} cannot change with --resume: the run in {folder} would become another run. "
-            "Only --impl --engine --device --threads --epochs --max-steps may; start a new run for anything else."
-        )
+    raise_if_changed(folder, {name for name, value in flat(given).items() if value != before[name]} - FREE)
     return given
+
+
+def raise_if_changed(folder: Path, names: set[str]) -> None:
+    """ConfigError that names the options, if there are any."""
+    if names:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
+        raise ConfigError(
+            f"{flags} cannot change with --resume: the run in {folder} would become another run. Only --impl --engine "
+            "--device --threads --epochs --max-steps --checkpoint-seconds may; start a new run for anything else."
+        )
+
+
+def flags_of(arguments: list[str]) -> set[str]:
+    """The names of the options that are given, whatever their values."""
+    words = (word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
+    return {word.removeprefix("no-").replace("-", "_") for word in words}
 
 
 def folder_of(arguments: list[str]) -> Path | None:
@@ -67,6 +82,7 @@ def stored_options(folder: Path) -> Train:
             length=config["sampling"]["length"],
             statistics=config["statistics"],
             tensorboard=config["tensorboard"],
+            checkpoint_seconds=config["checkpoint_seconds"],
             resume=folder,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -77,5 +93,5 @@ def flat(options: Train) -> dict[str, Any]:
     """Every option by its flag's name."""
     parts = ("model", "training", "optimizer", "schedule", "corpus", "runtime")
     values = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
-    rest = {name: getattr(options, name) for name in ("impl", "run_dir", "prompt", "length")}
+    rest = {name: getattr(options, name) for name in ("impl", "run_dir", "prompt", "length", "checkpoint_seconds")}
     return values | rest

@@ -12,7 +12,7 @@ from runner.measurement import explain, measure, of_poems, show
 from runner.registry import create_model
 from runner.text import visible
 from runner.variants import variants
-from shared.checkpoint import Checkpoint, load_checkpoint
+from shared.checkpoint import Checkpoint, load_checkpoint, require_run
 from shared.config import (
     CorpusConfig,
     ModelConfig,
@@ -89,13 +89,18 @@ def trained_corpus(checkpoint: Checkpoint, data_dir: Path | None) -> Corpus:
 
 
 def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
-    """A checkpoint file, or the best one of a run directory."""
+    """A checkpoint file, or the best one of a run directory; it fits together, so that a model can be made of it."""
     found = path
     if path.is_dir():
         found = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).exists()), path)
         if found == path:
             raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors.")
-    return found, load_checkpoint(found)
+    checkpoint = load_checkpoint(found)
+    try:
+        require_run(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found}: {error}") from None
+    return found, checkpoint
 
 
 def model_of(checkpoint: Checkpoint, impl: str, runtime: RuntimeConfig) -> LanguageModel:

@@ -1,17 +1,22 @@
-"""`--tensorboard`: the metrics and samples of a run as event files, too."""
+"""`--tensorboard`: the metrics and samples of a run as event files, too.
 
-from collections.abc import Iterable, Mapping
+Events are written by the process itself, through tensorboardX' own pieces: its SummaryWriter leaves them to a thread
+that a full disk ends unseen, and the training then waits for it forever.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from runner.text import visible
 from shared.errors import UserError
+from shared.files import WriteError, reason
 
 SECONDS = 10
 """Between writes to the disk: somebody may be watching."""
-QUEUE = 1000
-"""Events that may wait for the disk before training does."""
 
 
 def require_tensorboard() -> None:
@@ -28,27 +33,58 @@ class EventFiles:
 
     def __init__(self, folder: Path, step: int, resumed: bool) -> None:
         """`step` is where the run stands: whatever an earlier process logged beyond it is taken back."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self.logged = False
-        # Names hold the second, and a run may be resumed within it: hence the suffix.
-        how: dict[str, Any] = {"flush_secs": SECONDS, "max_queue": QUEUE, "filename_suffix": f".{step:09d}"}
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if resumed else None, **how)
+        self.folder, self.logged = folder, False
+        self._summary, self._event = summary, Event
+        with self.writing():
+            folder.mkdir(exist_ok=True)
+            # Names hold the second, and a run may be resumed within it: hence the suffix.
+            self._writer = EventsWriter(str(folder / "events"), f".{step:09d}")
+            if resumed:
+                self.add(step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.flush()
 
     def log(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Lines of metrics.jsonl: each number is a scalar, "<name>/<split>"."""
-        for line in lines:
-            self.logged = True
-            for name in line.keys() - {"step", "epoch", "split"}:
-                self._writer.add_scalar(f"{name}/{line['split']}", line[name], line["step"])
+        with self.writing():
+            for line in lines:
+                self.logged = True
+                for name in line.keys() - {"step", "epoch", "split"}:
+                    scalar = self._summary.scalar(f"{name}/{line['split']}", line[name])
+                    self.add(line["step"], summary=scalar)
+        if time.monotonic() - self._flushed > SECONDS:
+            self.flush()
 
     def write_samples(self, texts: Mapping[float, str], step: int) -> None:
         """Texts by temperature; a finished run that is resumed, and has nothing left to do, has them already."""
-        for temperature, text in texts.items() if self.logged else ():
-            # TensorBoard renders Markdown; indented, a text is shown as it is.
-            indented = "".join(f"    {line}\n" for line in visible(text).split("\n"))
-            self._writer.add_text(f"sample/temperature_{temperature}", indented, step)
+        with self.writing():
+            for temperature, text in texts.items() if self.logged else ():
+                # TensorBoard renders Markdown; indented, a text is shown as it is.
+                indented = "".join(f"    {line}\n" for line in visible(text).split("\n"))
+                self.add(step, summary=self._summary.text(f"sample/temperature_{temperature}", indented))
 
     def close(self) -> None:
         """Write what still waits."""
-        self._writer.close()
+        with self.writing():
+            self._writer.close()
+
+    def add(self, step: int, **content: Any) -> None:
+        """An event; it waits in memory."""
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
+
+    def flush(self) -> None:
+        """Write to the disk; where a kill cuts an event off, TensorBoard shows those before it."""
+        with self.writing():
+            self._writer.flush()
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """WriteError where the system refuses."""
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(f"Cannot write event files into {self.folder}: {reason(error)}") from None

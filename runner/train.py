@@ -17,15 +17,16 @@ from runner.environment import in_force
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.interruption import Interruption, interruption
 from runner.measurement import measure, of_poems, show
+from runner.memory import shortage_explained, sizes_to_lower
 from runner.progress import training_progress
 from runner.registry import create_model, versions
 from runner.rundir import RunDirectory
 from runner.sample import TEMPERATURES, prompt_tokens, write_texts
 from runner.tensorboard import EventFiles, require_tensorboard
-from shared.checkpoint import Checkpoint
+from shared.checkpoint import Checkpoint, require_same_run
 from shared.config import SamplingConfig, to_json
 from shared.contract import LanguageModel, TrainingSteps
-from shared.errors import NotFiniteError
+from shared.errors import CheckpointError, NotFiniteError
 from shared.evaluation import Score
 from shared.initializers import initial_parameters
 from shared.schedules import learning_rates, lowers_rate, settled, steps_of_run
@@ -37,6 +38,8 @@ PARTS = ("model", "optimizer", "schedule", "training", "corpus")
 SHORT, SHORT_PER_SYMBOL = 500_000, 1_000
 """Tokens: after fewer, and so many for each symbol, since drawing sorts them all, the text statistics would take more
 than about a tenth of the training time (NumPy, 128 units; less with more units)."""
+SKIPPED_IN_A_ROW = 100
+"""Steps that --skip-nonfinite leaves out one after the other before it gives up."""
 
 
 @dataclass
@@ -52,7 +55,28 @@ class Progress:
     reductions: int = 0  # how often plateau has lowered the learning rate
     lines: int = 0  # lines of metrics.jsonl
     seconds: float = 0.0  # spent training, evaluation apart
+    skips: bool = False  # whether steps that are not finite are left out; otherwise the first ends the run
+    skipped: int = 0  # how many were
+    in_a_row: int = 0  # how many of them since the last that was not
     reason: str = ""  # why it ended; empty while it runs
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], steps_per_epoch: int, updates: int) -> "Progress":
+        """What a checkpoint holds; CheckpointError where that is no progress, or not of such epochs and updates."""
+        kinds = {name: type(value) for name, value in asdict(cls()).items()}
+        given = values | {"best_loss": math.inf} if values.get("best_loss", 0) is None else values
+        known = given.keys() == kinds.keys() and all(type(given[name]) is kind for name, kind in kinds.items())
+        if not (known and all(value >= 0 for name, value in given.items() if kinds[name] is int)):
+            raise CheckpointError(f"its progress must hold {', '.join(kinds)}, and holds {values!s:.300}.")
+        progress = cls(**given)
+        step = progress.epoch * steps_per_epoch + progress.index
+        if progress.step != step or max(progress.best_step, updates) > step:
+            raise CheckpointError(
+                f"its progress contradicts itself: step {progress.step} after {updates} updates, the best at "
+                f"{progress.best_step}, batch {progress.index} of epoch {progress.epoch + 1}, and {steps_per_epoch} "
+                "batches an epoch."
+            )
+        return progress
 
 
 class Run:
@@ -60,11 +84,12 @@ class Run:
 
     def __init__(self, options: Train, experiment: Experiment, model: LanguageModel, folder: RunDirectory) -> None:
         self.options, self.experiment, self.model, self.folder = options, experiment, model, folder
-        self.progress = Progress()
+        self.progress = Progress(skips=options.skip_nonfinite)
         self.state = model.initial_state(options.training.batch_size)
         self.events: EventFiles | None = None
         self.losses: list[float] = []  # of the epoch, for the line at its end
         self.size = stack_size(options.model, experiment, options.training, model.device)
+        self.saved = 0.0  # training seconds at the last checkpoint
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,9 +120,17 @@ class Run:
             steps = self.model.train_steps(stacked, self.state, rates)
             seconds = time.perf_counter() - started
             self.advance(steps, rates, seconds, int(stacked.mask.sum()) / seconds)
+            if self.save_is_due():
+                self.save()
             yield steps, rates, int(stacked.mask.sum()) / seconds
             if stop.requested:
                 return
+
+    def save_is_due(self) -> bool:
+        """Whether --checkpoint-seconds have gone by; at an epoch's end the run is saved anyway, once evaluated."""
+        progress, seconds = self.progress, self.options.checkpoint_seconds
+        at_an_end = progress.index >= self.steps_per_epoch or progress.step >= self.last_step
+        return not at_an_end and 0 < seconds <= progress.seconds - self.saved
 
     def learning_rates(self, count: int) -> np.ndarray:
         """Those of the next `count` steps, which belong to one epoch."""
@@ -106,40 +139,69 @@ class Run:
         return learning_rates(self.options.schedule, base, steps, self.steps_per_epoch, self.progress.reductions)
 
     def advance(self, steps: TrainingSteps, rates: np.ndarray, seconds: float, tokens_per_second: float) -> None:
-        """Take over the state, log each step, and stop where numbers went wrong."""
-        progress, count = self.progress, len(steps.losses)
-        lines = [
-            metric(progress.step + k + 1, progress.epoch + 1, "train", loss, self.experiment.bits_per_character(loss))
-            | {
-                "learning_rate": float(rates[k]),
-                "gradient_norm": float(steps.gradient_norms[k]),
-                "tokens_per_second": round(tokens_per_second, 1),
-            }
-            for k, loss in enumerate(map(float, steps.losses))
-        ]
-        if not steps.finite.all():
-            raise self.not_finite(progress.step + int(np.argmin(steps.finite)) + 1)
+        """Take over the state and log each step; one that is not finite is counted, or ends the run."""
+        progress = self.progress
+        lines: list[dict[str, Any]] = []
+        for k, finite in enumerate(steps.finite):
+            progress.step += 1
+            progress.in_a_row = 0 if finite else progress.in_a_row + 1
+            if progress.in_a_row >= (SKIPPED_IN_A_ROW if progress.skips else 1):
+                self.log(lines)
+                raise self.not_finite(float(steps.losses[k]), steps.parameter_norms[k])
+            lines.append(self.line(steps, k, float(rates[k]), tokens_per_second))
         self.state = steps.state
-        self.losses += [float(loss) for loss in steps.losses]
-        progress.step += count
-        progress.index += count
+        self.losses += steps.losses[steps.finite].tolist()
+        progress.skipped += int((~steps.finite).sum())
+        progress.index += len(steps.finite)
         progress.seconds += seconds
         self.log(lines)
 
-    def not_finite(self, step: int) -> NotFiniteError:
-        """What went wrong, and what may help."""
-        last = self.folder.last
-        kept = f"The last checkpoint is {last}." if last.exists() else "No checkpoint was written yet."
+    def line(self, steps: TrainingSteps, k: int, rate: float, tokens_per_second: float) -> dict[str, Any]:
+        """Of metrics.jsonl: the k-th of these steps, which is where the run stands. A step that was left out is of a
+        split of its own, so that whoever reads the losses does not meet it."""
+        progress, loss, split = self.progress, float(steps.losses[k]), "train" if steps.finite[k] else "skipped"
+        values = metric(progress.step, progress.epoch + 1, split, loss, self.experiment.bits_per_character(loss))
+        norm = finite_or_none(float(steps.gradient_norms[k]))
+        return values | {
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens_per_second": round(tokens_per_second, 1),
+        }
+
+    def not_finite(self, loss: float, norms: np.ndarray) -> NotFiniteError:
+        """Why the step where the run stands ends it; `norms` [P] of its gradients. Where a parameter is not finite
+        either, an earlier update made it so: a step that is not finite changes none."""
+        parameters, skips = self.model.dump_parameters(), self.progress.skips
+        gradient = next((name for name, norm in zip(parameters, norms, strict=True) if not math.isfinite(norm)), "")
+        parameter = next((name for name, value in parameters.items() if not np.isfinite(value).all()), "")
+        which = f", the {SKIPPED_IN_A_ROW}th in a row that had to be left out" if skips else ""
+        first = f"and the first parameter whose gradient is not a finite number is {gradient}"
+        alone = "and the norm of all gradients" if math.isfinite(loss) else "which"
+        return self.broken_down(
+            f"Step {self.progress.step}{which}: the loss is {loss:g}, "
+            + (f"{first}." if gradient else f"{alone} is not a finite number.")
+            + (f" An update before it had made {parameter} itself infinite." if parameter else "")
+            + ("" if skips else f" With --resume {self.folder.path} --skip-nonfinite, such steps are left out.")
+        )
+
+    def broken_down(self, what: str) -> NotFiniteError:
+        """What happened, what may help, and what is left."""
+        learning_rate, clip_norm = self.options.training.learning_rate, self.options.optimizer.clip_norm
+        clipping = f"{clip_norm:g}" if clip_norm else "0, which is off; 1 is usual"
         return NotFiniteError(
-            f"Step {step}: the loss or a gradient is not a finite number; the parameters were left as they were. "
-            f"Lower --learning-rate ({self.options.training.learning_rate:g}) or --clip-norm "
-            f"({self.options.optimizer.clip_norm:g}). {kept}"
+            f"{what} Lower --learning-rate ({learning_rate:g}) or --clip-norm ({clipping}). "
+            f"The last checkpoint, {self.folder.last}, is from before."
         )
 
     def end_epoch(self) -> str:
         """Evaluate, keep the best, decide whether to go on, save; the line to show."""
         progress, training = self.progress, self.options.training
         score = evaluate(self.model, self.experiment, self.size)
+        if not math.isfinite(score.loss):
+            raise self.broken_down(
+                f"After step {progress.step} the held-out loss is {score.loss:g}: the parameters have grown too large "
+                "to compute with."
+            )
         self.log([metric(progress.step, progress.epoch + 1, "held-out", score.loss, score.bits_per_character)])
         better = score.loss < progress.best_loss
         progress.waited = 0 if better else progress.waited + 1
@@ -151,8 +213,9 @@ class Run:
         progress.reason = self.reason_to_end(training.patience)
         self.save(best=better)
         mark = "best so far" if better else f"no better for {progress.waited}"
+        mark += f"; {progress.skipped} steps skipped" if progress.skipped else ""
         epoch = progress.step / self.steps_per_epoch
-        trained = f"{np.mean(self.losses):.3f}" if self.losses else "-"  # resumed at the very end of an epoch
+        trained = number(float(np.mean(self.losses)), 3) if self.losses else "-"  # resumed at the very end of an epoch
         self.losses = []
         return f"epoch {epoch:.4g}  step {progress.step}  training {trained}, held-out {describe(score)}  ({mark})"
 
@@ -168,7 +231,7 @@ class Run:
         self.folder.log(lines)
         self.progress.lines += len(lines)
         if self.events:
-            self.events.log(lines)
+            self.events.log(line for line in lines if line["split"] != "skipped")
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint(s): everything that going on needs."""
@@ -183,37 +246,68 @@ class Run:
             vocabulary=self.experiment.vocabulary,
             progress=asdict(self.progress) | {"best_loss": finite_or_none(self.progress.best_loss)},
         )
+        tensors = checkpoint.parameters | checkpoint.slots | checkpoint.state
+        if broken := next((name for name, value in tensors.items() if not np.isfinite(value).all()), ""):
+            raise self.broken_down(
+                f"After step {self.progress.step}, {broken} is not finite any more: it is not saved."
+            )
+        if self.events:
+            self.events.flush()
         self.folder.save(checkpoint, best)
+        self.saved = self.progress.seconds
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Stand where the checkpoint stood."""
+        """Stand where the checkpoint stood; CheckpointError where it is not of this run."""
+        try:
+            require_same_run(checkpoint, self.options, self.experiment.vocabulary)
+            progress = Progress.from_json(checkpoint.progress, self.steps_per_epoch, checkpoint.step)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder.last}: {error}") from None
         self.model.load_parameters(checkpoint.parameters)
         self.model.load_optimizer(checkpoint.slots, checkpoint.step)
         self.state = self.model.load_state(checkpoint.state)
-        best = checkpoint.progress["best_loss"]
-        self.progress = Progress(**checkpoint.progress | {"best_loss": math.inf if best is None else best})
-        self.progress.reason = self.reason_to_end(self.options.training.patience)
-        self.folder.cut_metrics(self.progress.lines)
+        self.progress = progress
+        progress.skips |= self.options.skip_nonfinite
+        self.saved = progress.seconds
+        evaluated = progress.reason or not progress.index  # here; else the end of the epoch is yet to come
+        progress.reason = self.reason_to_end(self.options.training.patience) if evaluated else ""
+        self.progress.lines = self.folder.cut_metrics(self.progress.lines)
 
 
 def run(options: Train) -> int:
     """Train, or go on training; exit status 130 or 143 where a signal ended it, after saving."""
     if options.tensorboard:
         require_tensorboard()
-    experiment = prepare(options.corpus, options.training, options.model)
+    with shortage_explained(lambda: "Read less of the text with --first-characters."):
+        experiment = prepare(options.corpus, options.training, options.model)
+    with shortage_explained(lambda: sizes_to_lower(options, len(experiment.vocabulary))):
+        return train(options, experiment)
+
+
+def train(options: Train, experiment: Experiment) -> int:
+    """`run`, once the text is read."""
     options = replace(options, schedule=settled(options.schedule, options.training, len(experiment.training)))
     prompt_tokens(experiment.vocabulary, options.prompt)  # a prompt that cannot be is said now, not after training
     size, seed = len(experiment.vocabulary), options.training.seed
     model = create_model(options.impl, options.model, options.optimizer, size, options.runtime, seed)
     model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
     folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
-    run_ = Run(options, experiment, model, folder)
-    if options.resume:
-        folder.same_corpus(experiment.corpus.sha256)
+    with folder.locked(new=options.resume is None), folder.resumable():
+        return go(Run(options, experiment, model, folder))
+
+
+def go(run_: Run) -> int:
+    """From where the run stands to its end, or to a signal; the exit status."""
+    folder = run_.folder
+    if run_.options.resume:
+        folder.same_corpus(run_.experiment.corpus.sha256)
+    if begun := folder.last.exists():
         run_.restore(folder.load_last())
     introduce(run_)
     with events_of(run_) as run_.events:
         with interruption() as stop:
+            if not begun:
+                run_.save()  # whatever happens from here on, the run can go on
             run_.train(stop)
         if stop.requested:
             run_.save()
@@ -234,6 +328,7 @@ def events_of(run_: Run) -> AbstractContextManager[EventFiles | None]:
 def introduce(run_: Run) -> None:
     """Say what is about to happen, and keep it in the run directory."""
     options, model, facts = run_.options, run_.model, run_.experiment.facts()
+    options = replace(options, skip_nonfinite=run_.progress.skips)
     run_.folder.write_config(describe_run(options, model, facts))
     say(f"{options.impl} ({model.engine}: {model.kernel}) on {model.device}, {options.runtime.dtype}", "bold")
     say(
@@ -247,14 +342,19 @@ def introduce(run_: Run) -> None:
     size = sum(value.size for value in model.dump_parameters().values())
     layers = f"{config.num_layers} x {config.hidden_size}"
     say(f"{config.cell} {layers}, {size:,} parameters; {run_.steps_per_epoch} steps an epoch -> {run_.folder.path}")
+    if run_.progress.reason:
+        say(f"It has ended ({run_.progress.reason}); its samples and its report are written anew.")
+    elif run_.progress.step:
+        say(f"Going on at step {run_.progress.step}.")
 
 
 def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) -> dict[str, Any]:
     """What config.json says: enough to do it again."""
     settings = {name: to_json(getattr(options, name)) for name in PARTS if name != "corpus"}
     place = {"engine": model.engine, "kernel": model.kernel, "device": model.device, "dtype": options.runtime.dtype}
+    skipping = " --skip-nonfinite" if options.skip_nonfinite else ""
     return {
-        "command": command_line("--impl " + options.impl, options, Train()),
+        "command": command_line(f"--impl {options.impl}{skipping}", options, Train()),
         "impl": options.impl,
         **place,
         "threads": options.runtime.threads,
@@ -265,6 +365,8 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         "sampling": {"prompt": options.prompt, "length": options.length},
         "statistics": options.statistics,
         "tensorboard": options.tensorboard,
+        "skip_nonfinite": options.skip_nonfinite,
+        "checkpoint_seconds": options.checkpoint_seconds,
     }
 
 
@@ -284,7 +386,7 @@ def finish(run_: Run) -> None:
         run_.events.write_samples(dict(zip(TEMPERATURES, texts, strict=True)), progress.step)
     console.rule()
     result: dict[str, Any] = {"best_loss": progress.best_loss, "best_step": progress.best_step, "steps": progress.step}
-    result |= {"seconds": round(progress.seconds, 3), "reason": progress.reason}
+    result |= {"skipped": progress.skipped, "seconds": round(progress.seconds, 3), "reason": progress.reason}
     if options.statistics and (found := statistics_of(run_)):
         show(found)
         result["statistics"] = found
@@ -292,10 +394,11 @@ def finish(run_: Run) -> None:
     from runner.report import write_run_report
 
     page = write_run_report(folder.path)
-    unigram = math.exp(run_.experiment.unigram_loss)
+    perplexity, unigram = number(math.exp(min(progress.best_loss, 700.0)), 2), math.exp(run_.experiment.unigram_loss)
+    skipped = f", {progress.skipped} of them skipped: not finite" if progress.skipped else ""
     say(
-        f"{progress.step} steps in {progress.seconds:.1f} s ({progress.reason}); best held-out perplexity "
-        f"{math.exp(progress.best_loss):.2f} at step {progress.best_step}, unigram {unigram:.1f}. Report: {page}",
+        f"{progress.step} steps in {progress.seconds:.1f} s ({progress.reason}{skipped}); best held-out perplexity "
+        f"{perplexity} at step {progress.best_step}, unigram {unigram:.1f}. Report: {page}",
         "bold",
     )
     say(f"Next: python -m runner sample --impl {options.impl} --checkpoint {folder.best} --temperature 0.8")
@@ -325,12 +428,19 @@ def metric(step: int, epoch: int, split: str, loss: float, bits: float) -> dict[
     """A line of metrics.jsonl."""
     perplexity = math.exp(min(loss, 700.0))
     values = {"loss": loss, "perplexity": perplexity, "bits_per_character": bits}
-    return {"step": step, "epoch": epoch, "split": split, **values}
+    known = {name: value if math.isfinite(loss) else None for name, value in values.items()}
+    return {"step": step, "epoch": epoch, "split": split, **known}
 
 
 def describe(score: Score) -> str:
     """A score in one phrase."""
-    return f"{score.loss:.3f} nats, perplexity {score.perplexity:.2f}, {score.bits_per_character:.3f} bits/character"
+    loss, perplexity, bits = number(score.loss, 3), number(score.perplexity, 2), number(score.bits_per_character, 3)
+    return f"{loss} nats, perplexity {perplexity}, {bits} bits/character"
+
+
+def number(value: float, decimals: int) -> str:
+    """As it is read; one that has grown beyond reading, short."""
+    return f"{value:.{decimals}f}" if value < 1e6 else f"{value:.3g}"
 
 
 def finite_or_none(value: float) -> float | None:

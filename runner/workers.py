@@ -1,17 +1,24 @@
 """One implementation a process: frameworks disturb each other (threads, memory, signals). A worker holds one object and
-runs its methods; NumPy arrays and plain values travel over a pipe between our own processes."""
+runs its methods; NumPy arrays and plain values travel over a pipe between our own processes. Whatever happens to a
+worker is a WorkerError here; whatever happens here, no worker lives on.
+"""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from shared.errors import UserError
+from shared.errors import NotFiniteError, OutOfMemoryError, UserError
 
 TIMEOUT = 600.0
 """Seconds that one call may take before its worker counts as hung."""
@@ -25,8 +32,14 @@ class WorkerError(UserError):
     exit_status = 1
 
 
+FAILURES = (WorkerError, NotFiniteError, OutOfMemoryError)
+"""What befalls one worker alone: the others go on without it."""
+
+
 class Worker:
-    """A process with one object in it: `Worker("jax", Participant, ...).call("train", 5)`."""
+    """A process with one object in it: `Worker("jax", Participant, ...).call("train", 5)`. It is to be made in the main
+    thread: Linux ends the process with the thread that started it.
+    """
 
     def __init__(self, name: str, factory: Callable[..., Any], *arguments: Any) -> None:
         self.name, self._factory, self._arguments = name, factory, arguments
@@ -37,8 +50,13 @@ class Worker:
         self._connection, theirs = context.Pipe()
         arguments = theirs, self._factory, self._arguments
         self._process = context.Process(target=serve, args=arguments, name=self.name, daemon=True)
-        self._process.start()
-        theirs.close()
+        try:
+            with interrupts_held_back():
+                self._process.start()
+        except OSError as error:
+            raise WorkerError(f"{self.name}: cannot start a process: {error.strerror or error}") from None
+        finally:
+            theirs.close()
         self._waiting, self._started = True, time.monotonic()  # for the object to be made
 
     def start(self, method: str, *arguments: Any) -> None:
@@ -47,19 +65,26 @@ class Worker:
             self.result()
         try:
             self._connection.send((method, arguments))
-        except OSError as error:
-            raise self._lost() from error
+        except OSError:
+            raise self._lost() from None
         self._waiting, self._started = True, time.monotonic()
 
-    def result(self, timeout: float = TIMEOUT) -> Any:
-        """What the call returned; its UserError, or WorkerError where it failed, died or hung."""
+    def result(self, timeout: float | None = None) -> Any:
+        """What the call returned; its UserError, or WorkerError where it failed, died or hung: gave no answer within
+        `timeout` seconds, TIMEOUT if none are given."""
+        timeout = TIMEOUT if timeout is None else timeout
         try:
             if not self._connection.poll(max(0.0, self._started + timeout - time.monotonic())):
                 self.close()
-                raise WorkerError(f"{self.name}: no answer within {timeout:.0f} s; the worker was ended")
+                raise WorkerError(f"{self.name}: no answer within {timeout:g} s; the worker was ended")
             status, value = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
+        except (EOFError, OSError):
+            raise self._lost() from None
+        except WorkerError:
+            raise
+        except Exception as error:  # whatever unpickling may raise
+            self.close()
+            raise WorkerError(f"{self.name}: an answer that cannot be read: {error}; the worker was ended") from None
         self._waiting = False
         if status == "user error":
             raise value
@@ -98,8 +123,12 @@ class Worker:
     def _lost(self) -> WorkerError:
         self._process.join(5)
         code = self._process.exitcode
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
-        return WorkerError(f"{self.name}: the worker died ({how})")
+        self.close()
+        if code is None:
+            return WorkerError(f"{self.name}: the worker closed its pipe and was ended")
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        hint = "; so the system ends processes when memory runs out" if code == -getattr(signal, "SIGKILL", 0) else ""
+        return WorkerError(f"{self.name}: the worker died ({how}{hint})")
 
 
 class Task(NamedTuple):
@@ -114,7 +143,8 @@ def share(
     teams: Mapping[str, Sequence[Any]], tasks: Mapping[str, Iterable[Task]], renewal: int = RENEWAL
 ) -> Iterator[tuple[str, Any, Any]]:
     """Every worker of a team takes the team's next task as soon as it is free -> the team's name, the task's subject,
-    and the answer, in order of arrival; WorkerError in place of the answer of a worker that fails, which gets no other.
+    and the answer, in order of arrival; an error in place of the answer of a worker that fails, which gets no other.
+    A UserError that is none of FAILURES is the user's mistake in all of them alike, and raised.
     """
     waiting = {team: iter(each) for team, each in tasks.items()}
     free = [(team, worker, 0) for team, workers in teams.items() for worker in workers]
@@ -125,7 +155,7 @@ def share(
                 busy[worker] = team, task, done
                 try:
                     begin(worker, task, renew=done > 0 and done % renewal == 0)
-                except WorkerError as error:
+                except FAILURES as error:
                     yield team, busy.pop(worker)[1].subject, error
         if not busy:
             return
@@ -136,7 +166,7 @@ def share(
             team, task, done = busy.pop(worker)
             try:
                 answer = worker.result()
-            except WorkerError as error:
+            except FAILURES as error:
                 yield team, task.subject, error
             else:
                 free.append((team, worker, done + 1))
@@ -150,19 +180,59 @@ def begin(worker: Any, task: Task, renew: bool) -> None:
     worker.start(task.method, *task.arguments)
 
 
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """A process that is started here never sees Ctrl-C, not even before its first line; here, it comes afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which otherwise is started with the worker, and lets all signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve(connection: Connection, factory: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """The worker's loop; ends when the pipe closes."""
+    """The worker's loop; ends when the pipe closes, or with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    die_with_parent()
     os.dup2(2, 1)  # what a framework prints must not mix with the parent's tables
     status, target = attempt(factory, arguments)
     answer = (status, None if status == "ok" else target)
     try:
         while True:
-            connection.send(answer)
+            try:
+                connection.send(answer)
+            except OSError:
+                raise
+            except Exception as error:  # whatever pickling raises, before anything is sent
+                connection.send(("error", f"an answer that cannot be sent: {error}"))
+            if status != "ok":  # there is no object
+                return
             method, values = connection.recv()
             answer = attempt(getattr(target, method), values)
     except (EOFError, OSError):
         return
+
+
+def die_with_parent() -> None:
+    """End this process when its parent ends, in whatever way, even in the middle of a computation."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+    if sys.platform == "linux":  # where a native call that lets no thread run cannot keep it alive either
+        death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it ended before it was said
+            os._exit(1)
 
 
 def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:

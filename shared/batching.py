@@ -1,18 +1,21 @@
 """Batches of a fixed shape [B, T] as pure functions of (epoch, index), so that a run can be resumed anywhere without a
 random state. A short window is padded at the right, where its mask is False."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from shared.contract import Batch
 from shared.errors import CorpusError, VocabularyError
-from shared.random_bits import permutation
+from shared.random_bits import mix, permutation, raw
 from shared.vocabulary import Vocabulary
 
 Array = np.ndarray
 COUNTED = 2**22
 """Tokens counted at a time."""
+ORDERED = 2**22
+"""Rows of an epoch whose shuffled order is held; that of more would take up to 20 times the memory of their text."""
 
 
 class StreamBatches:
@@ -46,7 +49,7 @@ class WindowBatches:
     """A running text, tokens [N]: windows of T, one every `stride` tokens, each predicting the token after each of its
     own. Windows are shuffled anew in every epoch, and what fills no batch is dropped; without a shuffle they come in
     order, and rows that the last batch lacks are all padding. Every row is reset, or with `carry_state` only those of
-    an epoch's first batch. An epoch's order is kept: 4 or 8 bytes for each window."""
+    an epoch's first batch."""
 
     def __init__(
         self,
@@ -61,8 +64,8 @@ class WindowBatches:
         self._count = max(0, (len(tokens) - 1 - seq_length) // stride + 1)
         check_windows(len(tokens), self._count, batch_size, seq_length, stride)
         self._tokens, self._batch_size, self._seq_length = compact(tokens), batch_size, seq_length
-        self._stride, self._seed, self._shuffle, self._carry_state = stride, seed, shuffle, carry_state
-        self._order = (-1, np.arange(0))  # of the epoch last asked for
+        self._stride, self._carry_state = stride, carry_state
+        self._order = Order(seed, self._count) if shuffle else None
 
     def counts(self, size: int) -> Array:
         """int64 [V], how often each token stands in the text behind another, however many windows it is in."""
@@ -70,24 +73,18 @@ class WindowBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return self._count // self._batch_size if self._shuffle else -(-self._count // self._batch_size)
+        return self._count // self._batch_size if self._order else -(-self._count // self._batch_size)
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Shuffled anew in every epoch where that was asked for."""
         size, T = self._batch_size, self._seq_length
         first = in_range(index, len(self)) * size
         places = np.arange(first, min(first + size, self._count))
-        chosen = self._ordered(epoch)[places] if self._shuffle else places
+        chosen = self._order(epoch, places) if self._order else places
         starts, lengths = np.zeros((2, size), np.int64)
-        starts[: len(chosen)], lengths[: len(chosen)] = chosen.astype(np.int64) * self._stride, T
+        starts[: len(chosen)], lengths[: len(chosen)] = chosen * self._stride, T
         reset = np.full(size, not self._carry_state or index == 0)
         return Batch(*windows(self._tokens, starts, lengths, T, padding=0), reset)
-
-    def _ordered(self, epoch: int) -> Array:
-        if self._order[0] != epoch:
-            order = permutation(self._seed, f"epoch.{epoch}", self._count)
-            self._order = epoch, order.astype(np.min_scalar_type(self._count))
-        return self._order[1]
 
 
 class PoemBatches:
@@ -97,7 +94,7 @@ class PoemBatches:
 
     def __init__(
         self,
-        poems: Sequence[Array],
+        poems: Iterable[Array],
         batch_size: int,
         seq_length: int,
         vocabulary: Vocabulary,
@@ -110,23 +107,28 @@ class PoemBatches:
             raise VocabularyError(
                 "This model learned a running text and has no marks for where a poem begins and ends."
             )
-        longer = sum(len(poem) + 1 > seq_length for poem in poems)
-        self.left_out, self.cut = (0, longer) if cut else (longer, 0)
-        fitting = [np.concatenate([[bos], poem, [eos]]) for poem in poems if cut or len(poem) + 1 <= seq_length]
-        check_poems(poems, len(fitting), batch_size, seq_length)
-        fitting = [poem[: seq_length + 1] for poem in fitting]
-        self._lengths = np.array([len(poem) - 1 for poem in fitting])
-        self._starts = np.cumsum(self._lengths + 1) - self._lengths - 1
-        self._tokens = compact(np.concatenate(fitting))
-        self._batch_size, self._seq_length, self._padding = batch_size, seq_length, pad
-        self._seed, self._shuffle = seed, shuffle
-        self._order = (-1, np.arange(len(fitting)))  # of the epoch last asked for; -1: as they came
+        held, lengths, longer = bytearray(), array("q"), array("q")
+        dtype = np.min_scalar_type(len(vocabulary) - 1)
+        begin, end = dtype.type(bos).tobytes(), dtype.type(eos).tobytes()
+        for poem in poems:
+            whole = len(poem) < seq_length
+            if not whole:
+                longer.append(len(poem))
+            if whole or cut:
+                held += begin + poem[:seq_length].astype(dtype).tobytes() + end * whole
+                lengths.append(min(len(poem) + 1, seq_length))
+        self.left_out, self.cut = (0, len(longer)) if cut else (len(longer), 0)
+        check_poems(longer, self.left_out + len(lengths), len(lengths), batch_size, seq_length)
+        steps, self._tokens = np.frombuffer(lengths, np.int64), np.frombuffer(held, dtype)
+        self._lengths, self._starts = compact(steps), compact(np.cumsum(steps + 1) - steps - 1)
+        self._batch_size, self._seq_length, self._padding, self._bos = batch_size, seq_length, pad, bos
+        self._order = Order(seed, len(lengths)) if shuffle else None
 
     def counts(self, size: int) -> Array:
         """int64 [V], how often each token is to be predicted in an epoch."""
-        predicted = np.ones(len(self._tokens), bool)
-        predicted[self._starts] = False
-        return count_tokens(self._tokens[predicted], size)
+        counts = count_tokens(self._tokens, size)
+        counts[self._bos] -= len(self._starts)
+        return counts
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -136,15 +138,50 @@ class PoemBatches:
         """Shuffled anew in every epoch where that was asked for."""
         size = self._batch_size
         first = in_range(index, len(self)) * size
-        chosen = self._ordered(epoch)[first : first + size]
+        places = np.arange(first, min(first + size, len(self._lengths)))
+        chosen = self._order(epoch, places) if self._order else places
         starts, lengths = np.zeros((2, size), np.int64)
         starts[: len(chosen)], lengths[: len(chosen)] = self._starts[chosen], self._lengths[chosen]
         return Batch(*windows(self._tokens, starts, lengths, self._seq_length, self._padding), np.full(size, True))
 
-    def _ordered(self, epoch: int) -> Array:
-        if self._shuffle and self._order[0] != epoch:
-            self._order = epoch, permutation(self._seed, f"epoch.{epoch}", len(self._lengths))
-        return self._order[1]
+
+class Order:
+    """The shuffled orders of the epochs of so many rows. Those of few are held, an epoch at a time; of many, only the
+    places that are asked for are computed."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self._seed, self._count = seed, count
+        self._held = (-1, np.arange(0))  # of the epoch last asked for
+
+    def __call__(self, epoch: int, places: Array) -> Array:
+        """int64, the rows that stand at these places."""
+        if self._count > ORDERED:
+            return scattered(self._seed, f"epoch.{epoch}", self._count, places)
+        if self._held[0] != epoch:
+            order = permutation(self._seed, f"epoch.{epoch}", self._count)
+            self._held = epoch, order.astype(np.min_scalar_type(self._count))
+        return self._held[1][places].astype(np.int64)
+
+
+def scattered(seed: int, place: str, count: int, places: Array) -> Array:
+    """int64, what stands at these places of a permutation of 0..count-1, which is never held: a Feistel network (Luby
+    and Rackoff 1988) permutes the numbers of an even number of bits, and what is too large is permuted again (Black and
+    Rogaway 2002)."""
+    half = max(1, -(-(count - 1).bit_length() // 2))
+    keys = raw(seed, place, 6).astype(np.uint32)
+    found = permuted(places, half, keys)
+    while len(large := np.flatnonzero(found >= count)):
+        found[large] = permuted(found[large], half, keys)
+    return found
+
+
+def permuted(numbers: Array, half: int, keys: Array) -> Array:
+    """int64, a permutation of the numbers below 2**(2 half), one round for each key."""
+    low = np.uint32(2**half - 1)
+    left, right = (numbers >> half).astype(np.uint32), numbers.astype(np.uint32) & low
+    for key in keys:
+        left, right = right, left ^ (mix(right ^ key) & low)
+    return left.astype(np.int64) << half | right
 
 
 class LastTargets:
@@ -234,15 +271,16 @@ def check_windows(tokens: int, count: int, batch_size: int, seq_length: int, str
         )
 
 
-def check_poems(poems: Sequence[Array], fitting: int, batch_size: int, seq_length: int) -> None:
-    """Raise CorpusError where the poems do not fill one batch."""
-    if poems and not fitting:
+def check_poems(longer: Sequence[int], poems: int, fitting: int, batch_size: int, seq_length: int) -> None:
+    """Raise CorpusError where the poems do not fill one batch; `longer` are the lengths of those that are too long."""
+    if longer and not fitting:
         raise CorpusError(
-            f"Every poem is longer than --seq-length {seq_length}: the shortest of {len(poems)} takes "
-            f"{min(map(len, poems)) + 1} steps, its end included. Raise --seq-length."
+            f"Every poem is longer than --seq-length {seq_length}: the shortest of {poems} takes "
+            f"{min(longer) + 1} steps, its end included. Raise --seq-length."
         )
     if fitting < batch_size:
         raise CorpusError(
-            f"The batch is larger than the text: {fitting} of {len(poems)} poems fit into --seq-length {seq_length}, "
-            f"and --batch-size is {batch_size}. Lower --batch-size, raise --seq-length, or take more poems."
+            f"The batch is larger than the text: {fitting} of {poems} poems fit into --seq-length "
+            f"{seq_length}, and --batch-size is {batch_size}. Lower --batch-size, raise --seq-length, or take more "
+            "poems."
         )

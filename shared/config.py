@@ -364,13 +364,13 @@ def from_json(kind: type[Config], values: Any) -> Config:
 
 def restore(name: str, value: Any, default: Any) -> Any:
     """A JSON value as the type of the field's default."""
-    if name == "data_dir":
+    if name == "data_dir" and (value is None or isinstance(value, str)):
         return None if value is None else Path(value)
     if default == () and isinstance(value, list):
         return tuple(restore(name, part, "") for part in value)
     if isinstance(default, tuple) and isinstance(value, list) and len(value) == len(default):
         return tuple(restore(name, part, like) for part, like in zip(value, default, strict=True))
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, float) and type(value) is int and abs(value) < 2**63:
         return float(value)
     if type(value) is not type(default):
         raise ConfigError(f"{name} must be {type(default).__name__}, got {value!r}.")

@@ -48,8 +48,9 @@ class TrainingSteps(NamedTuple):
 
     losses: Array  # float64 [K], nats per prediction, before each update
     gradient_norms: Array  # float64 [K], global, before clipping
-    finite: Array  # bool [K]: False means that the step changed neither parameters, optimizer nor state
+    finite: Array  # bool [K]: loss and norm are finite numbers; otherwise the step was left out, as `train_steps` says
     state: State
+    parameter_norms: Array = np.empty((0, 0))  # float64 [K, P], of each gradient alone, in canonical order
 
 
 class Evaluation(NamedTuple):
@@ -107,7 +108,11 @@ class LanguageModel(Protocol):
 
     def train_steps(self, batches: Batch, state: State, learning_rates: Array) -> TrainingSteps:
         """K steps without leaving the device: gradients with dropout, clipping, update (`shared.optimizers`); the state
-        is carried, not its gradient. batches: stacked [K, B, T]; learning_rates: float64 [K]."""
+        is carried, not its gradient. batches: stacked [K, B, T]; learning_rates: float64 [K].
+
+        A step that is not finite leaves parameters, slots and the number of updates as they were, and the state after
+        it is zero in every row: what produced such numbers is not carried on. The steps behind it are made as usual.
+        """
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         """Sums over stacked batches, accumulated in float64; no parameter changes."""

@@ -35,6 +35,12 @@ class ImplementationError(UserError):
 
 
 class NotFiniteError(UserError):
-    """Training broke down: a loss or a gradient is infinite or not a number."""
+    """Training broke down: a loss, a gradient or a parameter is infinite or not a number."""
+
+    exit_status = 1
+
+
+class OutOfMemoryError(UserError):
+    """The host or the device has not the memory that the sizes ask for."""
 
     exit_status = 1

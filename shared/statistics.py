@@ -24,8 +24,6 @@ HAN = "[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
 MARK = "[，。！？；：、]"
 WORD = r"[^\W\d_]++(?:['’][^\W\d_]++)*+"
 WORDS, CHARACTERS, CLAUSES = re.compile(WORD), re.compile(HAN), re.compile(f"{HAN}+")
-WHOLE_WORDS = re.compile(WORD + r"(?!\Z)")
-"""A running text is cut anywhere: the word at its very end may be half a word, and does not count."""
 VERSES = re.compile("[^，。！？；：、\n]+")
 HEADINGS = re.compile(r"(?:\A|\n\n)([^\n:]{1,40}):(?=\n)")
 """Speakers of a play: a short line of its own behind an empty one, with a colon at its end."""
@@ -84,10 +82,12 @@ class Kind:
     play: bool
 
     def words(self, text: str) -> list[str]:
-        """In their order."""
+        """In their order; the word at the very end of a running text may be half a word, and does not count."""
         if self.chinese:
             return CHARACTERS.findall(text)
-        return (WORDS if self.poems else WHOLE_WORDS).findall(text.lower())
+        words = WORDS.findall(text := text.lower())
+        half = not self.poems and bool(words) and text.endswith(words[-1])  # a running text is cut anywhere
+        return words[:-1] if half else words
 
     def parts(self, text: str) -> tuple[Iterable[str], Iterable[str], Iterable[str]]:
         """What is looked up in the training text: words, passages, speakers."""
@@ -97,9 +97,20 @@ class Kind:
 
 def kind_of(training: Sequence[Text], poems: bool) -> Kind:
     """By its beginning: Chinese where most letters are, a play where somebody speaks."""
-    start = "\n".join(islice(pieces(training), 1000))[:100_000]
+    start = beginnings(training)
     letters = sum(map(str.isalpha, start))
     return Kind(2 * len(CHARACTERS.findall(start)) > letters, poems, HEADINGS.search(start) is not None)
+
+
+def beginnings(training: Sequence[Text], most: int = 100_000) -> str:
+    """So many characters of the first texts, at most a thousand; no more of a long one is read."""
+    held, size = [], 0
+    for piece in islice(pieces(training), 1000):
+        held.append(piece[:most])
+        size += len(held[-1])
+        if size >= most:
+            break
+    return "\n".join(held)[:most]
 
 
 def describe(groups: Sequence[Sequence[str]], training: Sequence[Text], poems: bool) -> list[Statistics]:

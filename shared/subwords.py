@@ -17,7 +17,11 @@ from shared.errors import ImplementationError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
+LONGEST = 256
+"""Characters of a subword: the ways to split longer ones would take long to try. A longer run is cut, since learning
+takes time with the square of its length."""
+RUN = f"{{1,{LONGEST}}}"
+PIECES = r" ?[\p{L}\p{M}]" + RUN + r"| ?\p{N}" + RUN + r"| ?[^\s\p{L}\p{M}\p{N}]" + RUN + r"|\s"
 
 HALVES = re.compile("[\ud800-\udfff]")
 
@@ -29,9 +33,13 @@ def learn(pieces: Iterable[str], characters: Sequence[str], count: int, reserved
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = splitter()
     trainer = library.trainers.BpeTrainer(
-        vocab_size=len(characters) + count + len(reserved), initial_alphabet=list(characters), show_progress=False
+        vocab_size=len(characters) + count + len(reserved),
+        initial_alphabet=list(characters),
+        max_token_length=LONGEST,
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(pieces, trainer)
+    lines = (line for piece in pieces for line in piece.splitlines(keepends=True))  # the library holds 256 at a time
+    tokenizer.train_from_iterator(lines, trainer)
     learned = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     known = set(characters)
     for symbol, _ in learned:
@@ -54,12 +62,13 @@ class Encoder:
         text = ids.keys() - set(reserved)
         merges = [pair for symbol in symbols if symbol in text for pair in splits(symbol, text)]
         library = tokenizers()
+        self._absent = next(mark for mark in map(chr, range(0xFFFF, 0, -1)) if mark not in ids)
         self._tokenizer: Tokenizer = library.Tokenizer(library.models.BPE(ids, merges, unk_token=unknown))
         self._tokenizer.pre_tokenizer = splitter()
 
     def __call__(self, text: str) -> np.ndarray:
         """int32 [n]; line by line, since that is what the library is fast at."""
-        whole = HALVES.sub("\uffff", text)  # Rust has no halves of characters; both are no characters
+        whole = HALVES.sub(self._absent, text)  # Rust has no halves of characters
         found = self._tokenizer.encode_batch_fast(whole.splitlines(keepends=True))
         return np.fromiter((token for line in found for token in line.ids), np.int32)
 

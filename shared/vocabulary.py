@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import CheckpointError, ConfigError, VocabularyError
-from shared.subwords import Encoder, learn, splits
+from shared.subwords import HALVES, LONGEST, Encoder, learn, splits
 
 Array = np.ndarray
 PAD, UNK, BOS, EOS = SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
@@ -84,6 +84,10 @@ class Vocabulary:
         if len(set(value)) != len(value):
             raise CheckpointError("A vocabulary must hold each symbol once; this one repeats some.")
         text = {symbol for symbol in value if symbol not in SPECIALS}
+        if not text:
+            raise CheckpointError("A vocabulary must hold a character; this one has special symbols only.")
+        if len(longest := max(text, key=len)) > LONGEST:
+            raise CheckpointError(f"A subword has at most {LONGEST} characters; one has {len(longest)}.")
         if lone := [symbol for symbol in text if len(symbol) > 1 and not any(splits(symbol, text))]:
             raise CheckpointError(f"The vocabulary's {min(lone)!r} is not made of two other symbols: it is no subword.")
         return Vocabulary(tuple(value))
@@ -157,7 +161,8 @@ def count_characters(texts: Iterable[str]) -> Array:
     """int64 [CODE_POINTS], how often each occurs."""
     counts = np.zeros(CODE_POINTS, np.int64)
     for part in gathered(texts):
-        counts += np.bincount(code_points(part), minlength=CODE_POINTS)
+        found = np.bincount(code_points(part))
+        counts[: len(found)] += found
     return counts
 
 
@@ -181,4 +186,4 @@ def code_points(text: str) -> Array:
 
 def is_symbol(value: Any) -> bool:
     """Whether a JSON value is a string of characters that a file can hold."""
-    return isinstance(value, str) and value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and value != "" and not HALVES.search(value)

@@ -1,6 +1,7 @@
 """Which implementations must be here, and an environment that disturbs nobody: one thread, quiet, no GPU."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from runner import environment
 from shared.config import RuntimeConfig
 
+# A shell without job control starts what runs in its background with Ctrl-C ignored, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before NumPy loads; `pytest -m gpu` leaves GPUs visible.
 environment.prepare(RuntimeConfig(device="auto" if "gpu" in sys.argv else "cpu", threads=1))
 

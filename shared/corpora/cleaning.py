@@ -41,24 +41,22 @@ def beginning(pieces: Pieces, count: int) -> Iterator[str]:
             return
 
 
-def clean_poems(poems: Iterable[Poem], config: CorpusConfig) -> list[Poem]:
+def clean_poems(poems: Iterable[Poem], config: CorpusConfig) -> Iterator[Poem]:
     """Each poem cleaned, those of another length left out, and as many of the first as have the characters asked for;
     none is cut for that."""
     each = replace(config, first_characters=0)
-    cleaned = [poem._replace(text="".join(clean([poem.text], each)).strip()) for poem in poems]
+    cleaned = (poem._replace(text="".join(clean([poem.text], each)).strip()) for poem in poems)
     least, most = max(config.minimum_length, 1), config.maximum_length or float("inf")
-    fitting = [poem for poem in cleaned if least <= len(poem.text) <= most]
+    fitting = (poem for poem in cleaned if least <= len(poem.text) <= most)
     return first_poems(fitting, config.first_characters) if config.first_characters else fitting
 
 
-def first_poems(poems: list[Poem], count: int) -> list[Poem]:
-    found = []
+def first_poems(poems: Iterable[Poem], count: int) -> Iterator[Poem]:
     for poem in poems:
         count -= len(poem.text)
         if count < 0:
-            break
-        found.append(poem)
-    return found
+            return
+        yield poem
 
 
 def check_options(config: CorpusConfig, reader: str, place: str, pieces: Pieces) -> None:

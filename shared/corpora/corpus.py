@@ -2,20 +2,24 @@
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from shared.config import CorpusConfig
+from shared.config import CorpusConfig, Reader
 from shared.corpora.cleaning import check_learnable, check_options, clean, clean_poems
 from shared.corpora.download import registered_bytes
-from shared.corpora.long import LONG, Text, decoded, survey
+from shared.corpora.long import LONG, Packed, Text, decoded, digest_of, survey
 from shared.corpora.readers import Poem, choose_reader, decode, read
 from shared.corpora.registry import REGISTRY
 from shared.errors import CorpusError
 
-Texts = tuple[Text, ...]
+Texts = Sequence[Text]
+Find = Callable[[], Iterator[Poem]]
+"""What the reader finds, as often as it is asked for."""
+Collect = Callable[[Iterable[str]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Corpus:
     poems: bool
     texts: Texts
     """One running text, or one text for each poem."""
-    titles: tuple[str, ...]
+    titles: Sequence[str]
     """One for each poem where the reader reads titles, else none."""
     sha256: str
     """Of the bytes read, all files in order."""
@@ -35,9 +39,9 @@ class Corpus:
     reader: str
 
     @property
-    def poem_texts(self) -> tuple[str, ...]:
-        """The texts of poems, which are never long."""
-        return tuple(text for text in self.texts if isinstance(text, str))
+    def poem_texts(self) -> Sequence[str]:
+        """The texts of poems, none of which is a long one."""
+        return self.texts if isinstance(self.texts, Packed) else [text for text in self.texts if isinstance(text, str)]
 
 
 def load_corpus(config: CorpusConfig, report: Callable[[str], None] = lambda _: None, strict: bool = True) -> Corpus:
@@ -56,24 +60,26 @@ def load_named(config: CorpusConfig, report: Callable[[str], None], strict: bool
     folder = config.data_dir or os.environ.get("ROSETTA_DATA_DIR")
     contents = registered_bytes(entry, Path(folder) if folder else None, report)
     texts = [decode(content, file.name) for content, file in zip(contents, entry.files, strict=True)]
-    found = [poem for text in texts for poem in read(text, entry.reader, entry.name)]
-    kept = cleaned(found, config, entry.reader, entry.name, strict)
-    return corpus(entry.name, entry.reader, kept, contents, entry.licence, entry.source)
+    found = [poem for text in texts for poem in read(partial(iter, (text,)), entry.reader, entry.name)]
+    kept = tuple(cleaned(partial(iter, found), config, entry.reader, entry.name, strict)())
+    digest = sha256(b"".join(contents)).hexdigest()
+    return corpus(entry.name, entry.reader, partial(iter, kept), tuple, digest, entry.licence, entry.source)
 
 
 def load_file(config: CorpusConfig, strict: bool) -> Corpus:
-    """A file of the user's; a long running text stays where it is."""
+    """A file of the user's; of a long one, a running text stays where it is, and poems are packed."""
     path = existing(config.corpus)
     try:
-        if path.stat().st_size >= LONG and long_reader(config, path) == "text":
-            return load_long(path, config, strict)
+        if path.stat().st_size >= LONG:
+            return load_long(path, long_reader(config, path), config, strict)
         content = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"Cannot read {path}: {error.strerror or error}.") from None
     text = decode(content, str(path))
     reader = choose_reader(text, path) if config.reader == "auto" else config.reader
-    kept = cleaned(read(text, reader, str(path)), config, reader, str(path), strict)
-    return corpus(path.name, reader, kept, [content], YOURS, str(path))
+    found = tuple(read(partial(iter, (text,)), reader, str(path)))
+    kept = tuple(cleaned(partial(iter, found), config, reader, str(path), strict)())
+    return corpus(path.name, reader, partial(iter, kept), tuple, sha256(content).hexdigest(), YOURS, str(path))
 
 
 YOURS = "not stated (a file of yours)"
@@ -81,7 +87,7 @@ YOURS = "not stated (a file of yours)"
 
 def existing(name: str) -> Path:
     """The file; CorpusError names the corpora that could have been meant where there is no such file."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path's own, leaves the home of nobody as it is
     if not os.path.exists(path):
         close = difflib.get_close_matches(name, REGISTRY)
         meant = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -91,10 +97,14 @@ def existing(name: str) -> Path:
         )
     if not os.path.isfile(path):
         raise CorpusError(f"{path} is not a file. Give a text file, or the name of a corpus.")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise CorpusError(
+            f"The name of the file {name!r} is not in UTF-8, and no report could hold it; rename the file."
+        )
     return path
 
 
-def long_reader(config: CorpusConfig, path: Path) -> str:
+def long_reader(config: CorpusConfig, path: Path) -> Reader:
     """How a long file is read: its beginning decides."""
     if config.reader != "auto":
         return config.reader
@@ -102,8 +112,14 @@ def long_reader(config: CorpusConfig, path: Path) -> str:
     return choose_reader(whole_lines, path)
 
 
-def load_long(path: Path, config: CorpusConfig, strict: bool) -> Corpus:
-    """A running text that is read from its file whenever it is needed."""
+def load_long(path: Path, reader: Reader, config: CorpusConfig, strict: bool) -> Corpus:
+    """A running text that is read from its file whenever it is needed, or packed poems."""
+    if reader != "text":
+        find = partial(read, partial(decoded, path), reader, str(path))
+        if reader == "json":  # parsed as a whole, so once
+            find = partial(iter, tuple(find()))
+        kept = cleaned(find, config, reader, str(path), strict)
+        return corpus(path.name, reader, kept, Packed.of, digest_of(path), YOURS, str(path))
     if strict:
         check_options(config, "text", str(path), decoded(path))
     text, digest = survey(path, config)
@@ -111,21 +127,22 @@ def load_long(path: Path, config: CorpusConfig, strict: bool) -> Corpus:
     return Corpus(path.name, False, (text,), (), digest, YOURS, str(path), "text")
 
 
-def cleaned(found: list[Poem], config: CorpusConfig, reader: str, place: str, strict: bool) -> list[Poem]:
+def cleaned(find: Find, config: CorpusConfig, reader: Reader, place: str, strict: bool) -> Find:
     """What the options leave of what was read."""
-    if strict and found:
-        check_options(config, reader, place, (poem.text for poem in found))
-    if reader == "text":
-        found = [Poem("", "".join(clean((poem.text for poem in found), config)))]
-    else:
-        found = clean_poems(found, config)
-    check_learnable(config, reader, place, (poem.text for poem in found))
-    return found
+    if strict and any(True for _ in find()):
+        check_options(config, reader, place, (poem.text for poem in find()))
+
+    def kept() -> Iterator[Poem]:
+        if reader != "text":
+            return clean_poems(find(), config)
+        return iter([Poem("", "".join(clean((poem.text for poem in find()), config)))])
+
+    check_learnable(config, reader, place, (poem.text for poem in kept()))
+    return kept
 
 
-def corpus(name: str, reader: str, kept: list[Poem], contents: list[bytes], licence: str, source: str) -> Corpus:
+def corpus(name: str, reader: Reader, kept: Find, collect: Collect, digest: str, licence: str, source: str) -> Corpus:
     """Put together what was read."""
-    digest = sha256(b"".join(contents)).hexdigest()
-    titles = tuple(poem.title for poem in kept) if reader in ("titled", "json") else ()
-    texts = tuple(poem.text for poem in kept)
+    titles = collect(poem.title for poem in kept()) if reader in ("titled", "json") else ()
+    texts = collect(poem.text for poem in kept())
     return Corpus(name, reader != "text", texts, titles, digest, licence, source, reader)

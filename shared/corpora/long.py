@@ -1,13 +1,16 @@
-"""Running texts too long to be held in memory: read in chunks each time they are needed, and kept as tokens on a map of
-a temporary file. Everything else sees a text with a length, as if it were a string."""
+"""Texts too long to be held in memory as they are. A running text is read in chunks each time it is needed, and kept
+as tokens on a map of a temporary file: everything else sees a text with a length, as if it were a string. Poems are
+packed: everything else sees a sequence of strings."""
 
 import codecs
 import io
 import tempfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import file_digest
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from shared.errors import CorpusError
 from shared.vocabulary import Vocabulary
 
 LONG = 16 * 2**20
-"""Bytes from which on a running text is not held in memory."""
+"""Bytes from which on a text is not held in memory as strings."""
 CHUNK = 2**20
 """Bytes read at a time."""
 
@@ -55,6 +58,46 @@ class LongText:
 Text = str | LongText
 
 
+@dataclass(frozen=True, eq=False)
+class Packed(Sequence[str]):
+    """Many short texts in one run of UTF-8, since a string of its own takes some 50 bytes more than its characters."""
+
+    content: bytearray
+    starts: np.ndarray
+    stops: np.ndarray
+    """[n], between which bytes of the content each text lies."""
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Packed":
+        """The texts, in order."""
+        content, edges = bytearray(), array("q", [0])
+        for text in texts:
+            content += text.encode()
+            edges.append(len(content))
+        places = np.array(edges, np.min_scalar_type(len(content)))
+        return cls(content, places[:-1], places[1:])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Packed": ...
+    def __getitem__(self, place: int | slice) -> "str | Packed":
+        if isinstance(place, slice):
+            return Packed(self.content, self.starts[place], self.stops[place])
+        return self.content[self.starts[place] : self.stops[place]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        edges = zip(memoryview(self.starts), memoryview(self.stops), strict=True)  # integers made one at a time
+        return (self.content[start:stop].decode() for start, stop in edges)
+
+    def chosen(self, which: np.ndarray) -> "Packed":
+        """Those for which bool [n] is True."""
+        return Packed(self.content, self.starts[which], self.stops[which])
+
+
 def pieces(text: Text) -> Iterator[str]:
     """The text, cut anywhere."""
     return text.chunks() if isinstance(text, LongText) else iter((text,))
@@ -67,9 +110,13 @@ def beginning(text: Text, count: int) -> str:
 
 def survey(path: Path, config: CorpusConfig) -> tuple[LongText, str]:
     """The whole of a file's text, and the sha256 of its bytes; CorpusError where the file is no text."""
+    return LongText(path, config, 0, sum(map(len, clean(decoded(path), config)))), digest_of(path)
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file's bytes."""
     with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return LongText(path, config, 0, sum(map(len, clean(decoded(path), config)))), digest
+        return file_digest(file, "sha256").hexdigest()
 
 
 def decoded(path: Path) -> Iterator[str]:

@@ -11,6 +11,8 @@ json    a list of poems: strings, or objects with `paragraphs` (a string, or str
 import codecs
 import json
 import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,10 @@ class Poem(NamedTuple):
 
     title: str
     text: str
+
+
+Source = Callable[[], Iterator[str]]
+"""The text of a file, cut anywhere, as often as it is asked for: no reader but json's needs all of it at once."""
 
 
 def decode(content: bytes, place: str) -> str:
@@ -68,7 +74,7 @@ def choose_reader(text: str, path: Path) -> Reader:
     """The reader that suits a file of unknown form: by its suffix, else by what nearly all of its lines look like."""
     if path.suffix.lower() == ".json":
         return "json"
-    lines = lines_of(text)
+    lines = list(lines_of(lambda: iter((text,))))
     if mostly(TITLED_LINE, lines) and mostly_distinct(lines):
         return "titled"
     return "poems" if mostly(VERSE_LINE, lines) else "text"
@@ -84,43 +90,44 @@ def mostly_distinct(lines: list[str]) -> bool:
     return 2 * len({COLON.split(line, maxsplit=1)[0] for line in lines}) >= len(lines)
 
 
-def read(text: str, reader: Reader, place: str) -> list[Poem]:
+def read(source: Source, reader: Reader, place: str) -> Iterator[Poem]:
     """What a file holds, blank poems left out."""
-    return [poem for poem in READERS[reader](text, place) if poem.text.strip()]
+    return (poem for poem in READERS[reader](source, place) if poem.text.strip())
 
 
-def read_text(text: str, _place: str) -> list[Poem]:
-    return [Poem("", text)]
+def read_text(source: Source, _place: str) -> Iterator[Poem]:
+    yield Poem("", "".join(source()))
 
 
-def read_poems(text: str, _place: str) -> list[Poem]:
-    return [Poem("", line) for line in lines_of(text)]
+def read_poems(source: Source, _place: str) -> Iterator[Poem]:
+    return (Poem("", line) for line in lines_of(source))
 
 
-def read_blocks(text: str, _place: str) -> list[Poem]:
-    return [Poem("", join_lines(lines_of(block))) for block in re.split(r"\n\s*\n", text)]
+def read_blocks(source: Source, _place: str) -> Iterator[Poem]:
+    stripped = (line.strip() for line in all_lines(source))
+    return (Poem("", join_lines(list(block))) for filled, block in groupby(stripped, bool) if filled)
 
 
 def join_lines(lines: list[str]) -> str:
     return ("" if re.search(f"[{HAN}]", "".join(lines)) else "\n").join(lines)
 
 
-def read_titled(text: str, _place: str) -> list[Poem]:
+def read_titled(source: Source, _place: str) -> Iterator[Poem]:
     """A line without a colon is a poem without a title."""
-    lines = lines_of(text)
-    usual, other = sorted(":：", key=lambda colon: -sum(colon in line for line in lines))
-    parts = [line.split(usual if usual in line else other, maxsplit=1) for line in lines]
-    return [Poem("".join(part[:-1]).strip(), part[-1].strip()) for part in parts]
+    usual, other = sorted(":：", key=lambda colon: -sum(colon in line for line in lines_of(source)))
+    for line in lines_of(source):
+        *title, text = line.split(usual if usual in line else other, maxsplit=1)
+        yield Poem("".join(title).strip(), text.strip())
 
 
-def read_json(text: str, place: str) -> list[Poem]:
+def read_json(source: Source, place: str) -> Iterator[Poem]:
     try:
-        items = json.loads(text)
+        items = json.loads("".join(source()))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{place} is not JSON: {error}. Another form of file is read with --reader.") from None
     if not isinstance(items, list):
         raise CorpusError(f"{place} must hold a JSON list of poems, but holds {type(items).__name__}.")
-    return [json_poem(item, f"{place}, poem {index} (counted from 0),") for index, item in enumerate(items)]
+    return (json_poem(item, f"{place}, poem {index} (counted from 0),") for index, item in enumerate(items))
 
 
 def json_poem(item: Any, place: str) -> Poem:
@@ -136,9 +143,22 @@ def json_poem(item: Any, place: str) -> Poem:
     return poem
 
 
-def lines_of(text: str) -> list[str]:
+def lines_of(source: Source) -> Iterator[str]:
     """The lines that are not blank, without space around them."""
-    return [stripped for line in text.split("\n") if (stripped := line.strip())]
+    return (stripped for line in all_lines(source) if (stripped := line.strip()))
+
+
+def all_lines(source: Source) -> Iterator[str]:
+    """The lines, without their ends."""
+    parts: list[str] = []  # of a line that is longer than a piece
+    for piece in source():
+        first, *others = piece.split("\n")
+        parts.append(first)
+        if others:
+            yield "".join(parts)
+            yield from others[:-1]
+            parts = others[-1:]
+    yield "".join(parts)
 
 
 READERS = {"text": read_text, "poems": read_poems, "blocks": read_blocks, "titled": read_titled, "json": read_json}

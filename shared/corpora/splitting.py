@@ -2,11 +2,15 @@
 share with the lowest hashes, so that a poem that occurs twice never stands on both sides."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from hashlib import sha256
+from itertools import compress
+
+import numpy as np
 
 from shared.corpora.corpus import Corpus, Texts
-from shared.corpora.long import LongText, Text
+from shared.corpora.long import LongText, Packed, Text
 from shared.errors import CorpusError
 
 
@@ -30,12 +34,18 @@ def split_stream(corpus: Corpus, share: float) -> tuple[Texts, Texts]:
 
 def split_poems(corpus: Corpus, share: float) -> tuple[Texts, Texts]:
     texts = corpus.poem_texts
-    distinct = sorted(set(texts), key=lambda text: sha256(text.encode()).digest())
-    held_out = set(distinct[: part_of(len(distinct), share)])
-    if len(held_out) == len(distinct):
+    digests = np.fromiter((sha256(text.encode()).digest() for text in texts), "S32", len(texts))
+    distinct = np.unique(digests)
+    count = part_of(len(distinct), share)
+    if count >= len(distinct):
         raise CorpusError(f"{corpus.name} has one poem only (read as {corpus.reader}): none is left to be held out.")
-    training = tuple(text for text in texts if text not in held_out)
-    return training, tuple(text for text in texts if text in held_out)
+    held_out = digests < distinct[count]
+    return chosen(texts, ~held_out), chosen(texts, held_out)
+
+
+def chosen(texts: Sequence[str], which: np.ndarray) -> Sequence[str]:
+    """Those texts for which bool [n] is True."""
+    return texts.chosen(which) if isinstance(texts, Packed) else tuple(compress(texts, which))
 
 
 def part_of(count: int, share: float) -> int:

@@ -10,7 +10,7 @@ from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.errors import ConfigError, ImplementationError, ParameterError
 from shared.parameters import parameter_shapes, state_shapes
-from shared.random_bits import dropout_keys, keep_mask
+from shared.random_bits import dropout_keys, keep_mask, mix
 from shared.sampling import SamplingRule, sampling_uniforms
 
 B, T, V, E, H, K = 3, 5, 9, 4, 6, 4
@@ -144,9 +144,37 @@ def test_the_loss_of_a_step_is_the_loss_before_it(impl):
     batch = Batch(*(each[0] for each in stacked))
     loss, gradients, _ = model.loss_and_gradients(batch, make_state(model))
     steps = model.train_steps(stacked, make_state(model), np.array([0.1]))
-    norm = np.sqrt(sum((value**2).sum() for value in gradients.parameters.values()))
+    norms = [np.sqrt((value**2).sum()) for value in gradients.parameters.values()]
     assert steps.losses[0] == pytest.approx(loss, rel=1e-14)
-    assert steps.gradient_norms[0] == pytest.approx(norm, rel=1e-13)
+    assert steps.gradient_norms[0] == pytest.approx(np.sqrt(np.square(norms).sum()), rel=1e-13)
+    np.testing.assert_allclose(steps.parameter_norms, [norms], rtol=1e-13)
+
+
+@pytest.mark.parametrize("first", [{"clip_value": 0.02}, {"clip_layers": ("l0=0.05",)}], ids=["value", "layer"])
+def test_the_global_norm_is_that_of_what_was_clipped_before(impl, first):
+    limit, batch = 0.06, make_batch(leading=(1,))
+    model = make(impl, optimizer="sgd", clip_norm=limit, **first)
+    before, state = model.dump_parameters(), make_state(model)
+    _, found, _ = model.loss_and_gradients(Batch(*(field[0] for field in batch)), state)
+    model.train_steps(batch, state, np.array([1.0]))
+    clipped = dict(found.parameters)
+    if "clip_value" in first:
+        clipped = {name: gradient.clip(-0.02, 0.02) for name, gradient in clipped.items()}
+    else:
+        clipped |= scaled({name: gradient for name, gradient in clipped.items() if name.endswith("_l0")}, 0.05)
+    assert norm(found.parameters) > norm(clipped) > limit
+    clipped = scaled(clipped, limit)
+    assert worst(model.dump_parameters(), {name: before[name] - clipped[name] for name in before}) < 1e-14
+
+
+def norm(gradients):
+    return np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+
+
+def scaled(gradients, limit):
+    """To a norm that is exceeded."""
+    assert norm(gradients) > limit
+    return {name: gradient * limit / norm(gradients) for name, gradient in gradients.items()}
 
 
 def test_clipping_off_is_plain_descent(impl):
@@ -158,7 +186,7 @@ def test_clipping_off_is_plain_descent(impl):
     assert worst(model.dump_parameters(), expected) < 1e-14
 
 
-def test_a_step_that_is_not_finite_changes_nothing(impl):
+def test_a_step_that_is_not_finite_changes_nothing_but_the_state(impl):
     model, stacked = make(impl), make_batch(leading=(2,))
     parameters = model.dump_parameters()
     parameters["decoder.weight"][2, 3] = np.inf
@@ -168,7 +196,7 @@ def test_a_step_that_is_not_finite_changes_nothing(impl):
     assert not steps.finite.any()
     after = model.dump_parameters()
     assert all(np.array_equal(after[name], parameters[name]) for name in parameters)
-    assert worst(model.dump_state(steps.state), model.dump_state(make_state(model))) == 0
+    assert all(np.all(value == 0) for value in model.dump_state(steps.state).values())
     slots, step = model.dump_optimizer()
     assert step == 0
     assert all(np.all(value == 0) for value in slots.values())
@@ -251,6 +279,21 @@ def test_ties_go_to_the_lowest_token(impl):
     uniforms = np.array([[0.0, 0.3, 0.999999]])
     assert list(model.generate(prompt, lengths, uniforms, SamplingRule())[0]) == [0, int(0.3 * V), V - 1]
     assert list(model.generate(prompt, lengths, uniforms, SamplingRule(top_k=2))[0]) == [0, 0, 1]
+    on_the_edge = np.array([[0.0, 0.5, 0.25]])  # a sum that is just reached is not exceeded
+    assert list(model.generate(prompt, lengths, on_the_edge, SamplingRule(top_k=4))[0]) == [0, 2, 1]
+
+
+@pytest.mark.parametrize("shift", [1000.0, -1000.0])
+def test_what_all_logits_have_in_common_changes_no_token(impl, shift):
+    """exp(1000) would overflow, exp(-1000) vanish."""
+    model, uniforms = make(impl), sampling_uniforms(8, 2, 10)
+    prompt, lengths = np.array([[1], [2]], np.int32), np.ones(2, np.int32)
+    expected = model.generate(prompt, lengths, uniforms, SamplingRule(temperature=0.9, top_p=0.95))
+    parameters = model.dump_parameters()
+    model.load_parameters({**parameters, "decoder.bias": parameters["decoder.bias"] + shift})
+    written = model.generate(prompt, lengths, uniforms, SamplingRule(temperature=0.9, top_p=0.95))
+    assert written.tolist() == expected.tolist()
+    assert len(set(written.reshape(-1))) > 2
 
 
 def test_rows_end_and_forced_tokens_stand(impl):
@@ -296,17 +339,39 @@ def test_dropout_acts_in_training_alone(impl):
     assert model.train_steps(stacked, state, np.array([0.1])).losses[0] == pytest.approx(expected, rel=1e-13)
 
 
+def just_kept(a, b, step):
+    """A rate at which one output's hash is the least that is kept."""
+    words = [np.array([word], np.uint32) for word in (a + step, b ^ step)]
+    bits = mix(mix(np.arange(B * T * H, dtype=np.uint32) + mix(words[0])) ^ mix(words[1]))
+    return float(bits[5]) / 2**32
+
+
 def test_the_masks_are_the_contracts_bit_for_bit(impl):
     """Read off the second layer's input, through the package's own function."""
     dropout, arrays = (importlib.import_module(f"impl_{impl}.{name}") for name in ("dropout", "arrays"))
     place = arrays.open_device(RUNTIME)
-    for step, rate in ((0, 0.1), (77, 0.5), (2**30, 0.9)):
-        keys = tuple(dropout_keys(9, layer) for layer in range(3))
+    keys = tuple(dropout_keys(9, layer) for layer in range(3))
+    for step, rate in ((0, 0.1), (77, 0.5), (2**30, 0.9), (77, just_kept(*keys[2], 77))):
         asked = dropout.Dropout(rate, *dropout_inputs(arrays, place, keys, step))
         outputs = arrays.to_array(np.zeros((T, B, H)), place)
         mask = arrays.to_numpy(dropout.keep_mask(outputs, 2, asked)).swapaxes(0, 1)
         assert mask.dtype == bool
         assert mask.tobytes() == keep_mask(9, step, 2, (B, T, H), rate).tobytes()
+
+
+@pytest.mark.parametrize("many_to_one", [False, True])
+@pytest.mark.parametrize("gru_reset", ["after", "before"])
+def test_a_trace_is_what_happened(impl, gru_reset, many_to_one):
+    options = {"num_layers": 1, "gru_reset": gru_reset, "many_to_one": many_to_one}
+    model = make(impl, "gru", model_options=options)
+    batch, state = make_batch()._replace(mask=np.ones((B, T), bool)), make_state(model, "gru", 1)
+    trace, (logits, after) = model.trace(batch, state), model.logits(batch.tokens, state)
+    np.testing.assert_allclose(trace["logits"], logits, rtol=0, atol=1e-13)
+    hidden = trace["hidden_l0"]
+    np.testing.assert_allclose(hidden[:, -1], model.dump_state(after)["hidden_l0"], rtol=0, atol=1e-14)
+    update, candidate = trace["update_gate_l0"][:, 1:], trace["candidate_l0"][:, 1:]
+    np.testing.assert_allclose(hidden[:, 1:], (1 - update) * candidate + update * hidden[:, :-1], rtol=0, atol=1e-14)
+    assert trace["reset_gate_l0"].min() > 0
 
 
 def test_many_to_one_predicts_the_last_step(impl):

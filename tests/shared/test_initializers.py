@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shared.config import Cell, Initializer, ModelConfig
-from shared.initializers import INITIALIZERS, initial_parameters
+from shared.initializers import INITIALIZERS, initial_parameters, orthonormal
 from shared.parameters import GATES, parameter_shapes
 
 V, H, E = 11, 48, 20
@@ -199,3 +199,16 @@ def test_values_do_not_depend_on_the_number_of_threads():
     settings = ({**os.environ, "PYTHONPATH": str(ROOT), **each} for each in threads)
     shown = {subprocess.check_output([sys.executable, "-c", code], env=each, text=True) for each in settings}
     assert len(shown) == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (7, 4), (4, 7)])
+def test_orthonormal_is_the_one_factor_of_what_was_drawn(shape):
+    """Of a stack, or lying on its side, it is Q of the QR factorisation whose R has a positive diagonal: no other draw
+    of the same distribution, since runs are repeated by it."""
+    drawn = np.random.default_rng(5).normal(size=shape)
+    factor, whole = orthonormal(drawn), drawn
+    if shape[0] < shape[1]:
+        factor, whole = factor.T, drawn.T
+    right = factor.T @ whole
+    assert np.abs(np.tril(right, -1)).max() < 1e-14
+    assert np.diagonal(right).min() > 0

@@ -1,5 +1,6 @@
 """Texts that are not held in memory read like those that are."""
 
+import json
 import random
 import subprocess
 import sys
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 
 from shared.batching import StreamBatches
-from shared.config import CorpusConfig
+from shared.config import CorpusConfig, Reader
 from shared.corpora import Corpus, LongText, load_corpus, split
 from shared.corpora import corpus as corpus_module
 from shared.corpora import long as long_module
-from shared.corpora.long import beginning, encode, pieces
+from shared.corpora.long import Packed, beginning, encode, pieces
 from shared.errors import CorpusError
 from shared.vocabulary import Vocabulary, add_subwords, build_vocabulary
 
@@ -112,11 +113,32 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str
         load(tmp_path, content)
 
 
-def test_long_files_of_poems_are_held_in_memory(tmp_path: Path) -> None:
+VERSES = ("残雪檐头滴，泥炉火渐微。", "one line, 🂡", "残雪檐头滴，泥炉火渐微。", "é", "阿婆翻历本，窗外燕先归。")
+FORMS = {
+    "poems": "\n \n".join(VERSES) + "\n",
+    "blocks": "\n \t\n\n".join(VERSES).replace(", ", "\n "),
+    "titled": "\r\n".join(f"{place}: a：{verse}" for place, verse in enumerate(VERSES)),
+    "json": json.dumps([{"title": str(place), "paragraphs": verse} for place, verse in enumerate(VERSES)]),
+}
+
+
+@pytest.mark.parametrize("reader", FORMS)
+def test_long_files_of_poems_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader) -> None:
+    long = load(tmp_path, FORMS[reader], reader=reader)
+    monkeypatch.setattr(corpus_module, "LONG", 10**9)
+    short = load(tmp_path, FORMS[reader], reader=reader)
+    assert isinstance(long.texts, Packed)
+    assert (tuple(long.texts), tuple(long.titles)) == (short.texts, short.titles)
+    assert (long.sha256, long.reader, long.poems) == (short.sha256, reader, True)
+    for mine, theirs in zip(split(long, 0.4), split(short, 0.4), strict=True):
+        assert tuple(mine) == theirs
+    assert (len(long.texts), long.texts[1], tuple(long.texts[3:0:-2])) == (5, short.texts[1], short.texts[3:0:-2])
+
+
+def test_the_beginning_of_a_long_file_decides_how_it_is_read(tmp_path: Path) -> None:
     verse = "残雪檐头滴，泥炉火渐微。"
-    monotone = "\n".join([verse] * 20)
-    assert load(tmp_path, monotone, reader="poems").texts == (verse,) * 20
-    assert load(tmp_path, monotone, reader="text").reader == "text"
+    assert load(tmp_path, "\n".join([verse] * 20), reader="text").reader == "text"
+    assert load(tmp_path, "\n".join([verse] * 20)).reader == "text"  # a chunk of 37 bytes is one line
 
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_a_mask_is_the_hash_of_its_place():
     assert mask.reshape(-1).tolist() == expected
 
 
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_hash_of_just_the_rate_is_kept(beyond):
+    bits = [by_hand(11, 4, 1, place) for place in range(12)]
+    mask = keep_mask(11, 4, 1, (2, 3, 2), (bits[7] + beyond) / 2**32)
+    assert mask.reshape(-1).tolist() == [each >= bits[7] + beyond for each in bits]
+    assert mask.reshape(-1)[7] == (not beyond)
+
+
 def test_masks_keep_the_share_that_was_asked_for_and_do_not_repeat():
     shape, rate = (16, 40, 64), 0.25
     masks = [keep_mask(seed, step, layer, shape, rate) for seed in (0, 1) for step in (0, 1, 2) for layer in (0, 1)]

@@ -15,3 +15,4 @@ def test_the_rule_is_what_the_options_say():
     options = SamplingConfig(temperature=0.7, top_k=4, top_p=0.9)
     assert sampling_rule(options, 3) == SamplingRule(temperature=0.7, top_k=4, top_p=0.9, end=3)
     assert sampling_rule(SamplingConfig()).end == -1
+    assert SamplingRule() == (1.0, 0, 1.0, -1)  # the distribution as it is, to no end
