@@ -45,7 +45,11 @@ def run(arguments: list[str]) -> int:
     name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
     runtime = getattr(options, "runtime", cli.RuntimeConfig(device=getattr(options, "device", "auto")))
     environment.prepare(runtime, workers=2 if name == "check" else 1)
-    status: int = importlib.import_module(f"runner.{name}").run(options)
+    command = importlib.import_module(f"runner.{name}")
+    from runner.memory import OTHERWISE, shortage_explained
+
+    with shortage_explained(lambda: OTHERWISE.get(name, "Use a machine with more memory, or a smaller model.")):
+        status: int = command.run(options)
     return status
 
 

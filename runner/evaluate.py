@@ -1,6 +1,5 @@
 """`evaluate`: held-out figures of any checkpoint, on any corpus, in any implementation."""
 
-import json
 import math
 from dataclasses import asdict, replace
 
@@ -11,7 +10,7 @@ from runner.sample import model_of, open_checkpoint
 from shared.checkpoint import Checkpoint
 from shared.config import CorpusConfig, ModelConfig, TrainingConfig, from_json
 from shared.corpora import load_corpus, split
-from shared.files import write_atomically
+from shared.files import strict_json, write_atomically
 
 
 def run(options: Evaluate) -> int:
@@ -34,7 +33,7 @@ def run(options: Evaluate) -> int:
     rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in figures.items()]
     show_table("", ("measure", "value"), rows, (1,))
     if options.json:
-        write_atomically(options.json, json.dumps({**place, **asdict(score), **figures}, indent=1) + "\n")
+        write_atomically(options.json, strict_json({**place, **asdict(score), **figures}))
     return 0
 
 

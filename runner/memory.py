@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from math import prod
 
 from runner.cli import Train
-from shared.errors import OutOfMemoryError
+from shared.errors import OutOfMemoryError, UserError
 from shared.optimizers import rule
 from shared.parameters import GATES, parameter_shapes
 
@@ -24,11 +24,21 @@ LONGEST = 300
 """Characters that are quoted of an error; TensorFlow adds a list of every allocation."""
 
 
+OTHERWISE = {
+    "sample": "Write less at a time: lower --length, or give fewer --start-characters.",
+    "compare": "Lower --hidden-size, --num-layers, --batch-size or --seq-length, or compare fewer with --impl.",
+    "check": "Examine fewer at a time with --impl.",
+}
+"""What may help a command that does not say it itself."""
+
+
 @contextmanager
 def shortage_explained(advice: Callable[[], str]) -> Iterator[None]:
     """Where memory runs out in the block, OutOfMemoryError with the advice; what was saved before stays."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         if not is_shortage(error):
             raise

@@ -270,3 +270,15 @@ def test_the_shares_of_memory():
         "3.14 GB",
         "1,500 TB",
     ]
+
+
+def test_every_command_says_that_memory_ran_out(monkeypatch, capsys):
+    def greedy(options):
+        raise MemoryError("Unable to allocate 3 TiB")
+
+    monkeypatch.setattr("runner.doctor.run", greedy)
+    assert main(["doctor"]) == 1
+    assert "Out of memory. Use a machine with more memory, or a smaller model." in capsys.readouterr().err
+    monkeypatch.setattr("runner.sample.run", greedy)
+    assert main(["sample", "--checkpoint", "x"]) == 1
+    assert "lower --length" in capsys.readouterr().err
