@@ -22,7 +22,7 @@ from shared.errors import NotFiniteError, OutOfMemoryError, UserError
 
 TIMEOUT = 600.0
 """Seconds that one call may take before its worker counts as hung."""
-RENEWAL = 30
+RENEWAL = 15
 """Tasks after which a worker that shares them gets a new process: what a framework compiled, it never forgets."""
 
 
