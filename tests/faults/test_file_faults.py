@@ -280,15 +280,6 @@ def test_a_full_device_keeps_its_place(folder, capsys, monkeypatch):
     assert not Path("/dev/full").is_file()
 
 
-def test_a_cache_that_cannot_be_written(folder):
-    told(
-        runner(folder, "corpora", "fetch", "time-machine", XDG_CACHE_HOME=str(folder / "text.txt")),
-        "Cannot fetch",
-        "--data-dir",
-        status=2,
-    )
-
-
 def test_a_gap_in_the_metrics_is_said(folder, capsys):
     train(folder, "--epochs", "1")
     lines = (folder / "run/metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
