@@ -15,7 +15,6 @@ from runner.causes import causes
 from runner.examination import (
     OPTIMIZERS,
     PARTS,
-    RATES,
     SEED,
     STEP,
     Arrays,
@@ -27,6 +26,7 @@ from runner.examination import (
     bound,
     compare,
     numbers_of,
+    rates_of,
 )
 from runner.examination import training as train
 from runner.mistaken_model import MistakenModel
@@ -144,7 +144,7 @@ def imitations(
         name = f"{label}: losses"
         wrong = ~(np.abs(found[name] - expected[name]) <= bound(name, dtype) * np.abs(expected[name]).max())
         count = min(int(wrong.argmax()) + 1, K // 2)  # a loss shows the update before it
-        losses = model.train_steps(at(case.batches, slice(count)), state, RATES[:count]).losses
+        losses = model.train_steps(at(case.batches, slice(count)), state, rates_of(label)[:count]).losses
         yield {name: np.concatenate([losses, found[name][count:]])}
         yield numbers_of(train(mistaken(), case, label))
         return

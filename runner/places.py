@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runner.causes import GATES
-from runner.examination import OPTIMIZERS, RATES, Arrays, Case, K, at, bound, traced
+from runner.examination import OPTIMIZERS, Arrays, Case, K, at, bound, rates_of, traced
 from runner.mistaken_layers import cell_name
 from runner.mistakes import ORDERS
 from runner.workers import WorkerError
@@ -70,7 +70,7 @@ def by_steps(model: LanguageModel, case: Case, label: str) -> dict[str, Any]:
     """Everything after each update, [K, ...]; each update is a call of its own."""
     state, records = model.load_state(case.state), []
     for k in range(K):
-        steps = model.train_steps(at(case.batches, slice(k, k + 1)), state, RATES[k : k + 1])
+        steps = model.train_steps(at(case.batches, slice(k, k + 1)), state, rates_of(label)[k : k + 1])
         state = steps.state
         slots, count = model.dump_optimizer()
         if k + 1 == K // 2:
