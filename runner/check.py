@@ -10,7 +10,7 @@ from runner import accuracy, module_check
 from runner.cli import Check
 from runner.console import say, show_table
 from runner.environment import available_cores
-from runner.examination import CELLS, OPTIMIZERS, Case, Examinee, K, cases, compare, grid_cases
+from runner.examination import CELLS, OPTIMIZERS, SLOPE_BOUND, Case, Examinee, K, cases, compare, grid_cases
 from runner.localiser import explain, sentences
 from runner.progress import Tally, tally_progress
 from runner.registry import IMPLEMENTATIONS, chosen
@@ -158,7 +158,7 @@ def judge(found: dict[str, Any], expected: Mapping[str, np.ndarray], who: Mappin
     rows = compare(found["quantities"], {name: expected[name] for name in found["quantities"]}, found["dtype"], case)
     if "differences" in found:
         error = found["differences"]
-        row = {"quantity": "gradient: finite differences", "max_relative_error": error, "bound": 1e-8}
+        row = {"quantity": "gradient: finite differences", "max_relative_error": error, "bound": SLOPE_BOUND}
         rows.append({**row, "ok": bool(error <= row["bound"])})
     return [{**place, **row} for row in rows]
 

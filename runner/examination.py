@@ -32,6 +32,8 @@ RATES = np.where(np.arange(K) < K // 3, 0.02, 0.01)
 CALMER = {"rmsprop, centered, momentum": 0.2}
 """Of these rates: where momentum comes on top of a division by a spread near zero, rounding grows a millionfold within
 50 steps of some rnn, in float64 as in float32."""
+SLOPE_BOUND = 1e-8
+"""Average relative error of gradients beside finite differences, at most."""
 SHORTER = (1e-3, 1e-5, 1e-7, 1e-9)
 """Steps of the finite differences, the next where the one before does not agree."""
 OPTIMIZERS = {
@@ -406,7 +408,7 @@ def finite_difference_error(model: LanguageModel, case: Case) -> float:
             for step in SHORTER:
                 slope = five_points(model, case, batch, state, (name, place), step)
                 error = min(error, abs(slope - found.parameters[name][place]) / scale)
-                if error <= 1e-8:
+                if error <= SLOPE_BOUND:
                     break
             errors.append(error)
     return float(np.mean(errors))

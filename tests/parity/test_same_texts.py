@@ -11,6 +11,7 @@ from conftest import REQUIRED
 from runner.experiment import prepare, stacks
 from runner.near_ties import Difference, Writing, differences
 from runner.registry import create_model
+from runner.sample import model_of
 from runner.workers import Worker
 from shared.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from shared.config import (
@@ -20,7 +21,6 @@ from shared.config import (
     OptimizerConfig,
     RuntimeConfig,
     TrainingConfig,
-    from_json,
     to_json,
 )
 from shared.contract import LanguageModel
@@ -51,11 +51,7 @@ class Writer:
 
 
 def opened(checkpoint: Checkpoint, impl: str, dtype: Dtype) -> LanguageModel:
-    config = from_json(ModelConfig, checkpoint.config["model"])
-    runtime = RuntimeConfig(device="cpu", dtype=dtype)
-    model = create_model(impl, config, OptimizerConfig(), len(checkpoint.vocabulary), runtime)
-    model.load_parameters(checkpoint.parameters)
-    return model
+    return model_of(checkpoint, impl, RuntimeConfig(device="cpu", dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +72,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert steps.losses[-1] < 2.6, "it has learned too little for its texts to be interesting"
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     parts = model.dump_parameters(), *model.dump_optimizer(), model.dump_state(state)
-    save_checkpoint(path, Checkpoint(*parts, {"model": to_json(MODEL)}, experiment.vocabulary, {}))
+    config = {"model": to_json(MODEL), "optimizer": to_json(OptimizerConfig())}
+    save_checkpoint(path, Checkpoint(*parts, config, experiment.vocabulary, {}))
     return path
 
 
