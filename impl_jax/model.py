@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from impl_jax.arrays import Array, kernel, open_device, to_array, to_numpy
+from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_numpy
 from impl_jax.dropout import Dropout
 from impl_jax.embedding import embed
+from impl_jax.fused import fold_embedding, fused_kernel, require_fused, unroll_fused
 from impl_jax.generate import generate
 from impl_jax.loss import mean_nats, predictions, score
 from impl_jax.native import native_engine, native_kernel, require_native
@@ -51,12 +52,8 @@ class Model:
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        native = runtime.engine == "native"
-        if native:
-            require_native(model, self._place)
         self.device, self.engine = self._place.name, runtime.engine
-        self.kernel = native_kernel(model, self._place) if native else kernel(self._place)
-        engine = native_engine(model, self._place) if native else unroll
+        engine, self.kernel = choose_engine(runtime.engine, model, self._place)
         keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
         self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
@@ -156,6 +153,17 @@ class Model:
         return to_array(values, self._place)
 
 
+def choose_engine(engine: str, model: ModelConfig, device: Device) -> tuple[Engine, str]:
+    """What unrolls a layer, and what it runs on; ImplementationError where there is no such thing for this model."""
+    if engine == "native":
+        require_native(model, device)
+        return native_engine(model, device), native_kernel(model, device)
+    if engine == "fused":
+        require_fused(model, device)
+        return unroll_fused, fused_kernel(device)
+    return unroll, kernel(device)
+
+
 def zero_rows(state: State, reset: Array) -> State:
     """The state with the rows zeroed where reset [B] is True."""
     return jax.tree.map(lambda field: jnp.where(reset[:, None], 0, field), state)
@@ -165,9 +173,12 @@ def zero_rows(state: State, reset: Array) -> State:
 # so that an interrupted call leaves the model as it was.
 
 
-def _weights(network: Network, parameters: dict[str, Array]) -> dict[str, Array]:
-    """The parameters in the layers' precision."""
-    return {name: value.astype(network.layers) for name, value in parameters.items()}
+def _weights(network: Network, parameters: dict[str, Array], tokens: int = 0) -> dict[str, Array]:
+    """The parameters in the layers' precision, as the engine wants them to read so many tokens."""
+    weights = {name: value.astype(network.layers) for name, value in parameters.items()}
+    if network.engine is unroll_fused and tokens:
+        return fold_embedding(network.config, weights, tokens, network.precision)
+    return weights
 
 
 def _outputs(
@@ -198,7 +209,7 @@ def _loss(
     network: Network, parameters: dict[str, Array], state: State, batch: Batch, keys: Array, step: Array | None
 ) -> tuple[Array, State]:
     """Mean nats of the batch, and the state after it."""
-    config, weights = network.config, _weights(network, parameters)
+    config, weights = network.config, _weights(network, parameters, batch.tokens.size)
     dropout = Dropout(config.dropout, keys, step) if config.dropout and step is not None else None
     outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
     chosen, targets, mask = predictions(outputs, batch, config.many_to_one)
@@ -211,7 +222,7 @@ _gradients = jax.jit(jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True), st
 @partial(jax.jit, static_argnums=0)
 def _logits(network: Network, parameters: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
     """tokens [B, T] -> logits [B, T, V], or [B, V] of a many-to-one model; state."""
-    weights = _weights(network, parameters)
+    weights = _weights(network, parameters, tokens.size)
     outputs, state, _ = _outputs(network, weights, tokens.T, state)
     if network.config.many_to_one:
         return _decode(network, weights, outputs[-1:])[0], state
@@ -245,7 +256,7 @@ def _evaluate(
     network: Network, parameters: dict[str, Array], batches: Batch, state: State
 ) -> tuple[tuple[Array, Array, Array], State]:
     """Sums over the batches, and the state after them."""
-    weights = _weights(network, parameters)
+    weights = _weights(network, parameters, batches.tokens.size)
 
     def evaluate(state: State, batch: Batch) -> tuple[State, tuple[Array, Array, Array]]:
         outputs, state, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset))
@@ -269,12 +280,20 @@ def _trace(
 
 
 @partial(jax.jit, static_argnums=0)
-def _generate(network: Network, parameters: dict[str, Array], *arguments: Any) -> Array:
+def _generate(
+    network: Network,
+    parameters: dict[str, Array],
+    state: State,
+    prompt: Array,
+    prompt_lengths: Array,
+    uniforms: Array,
+    *rest: Any,
+) -> Array:
     """`generate` with this model as the function that advances."""
-    weights = _weights(network, parameters)
+    weights = _weights(network, parameters, prompt.size + uniforms.size)
 
     def advance(tokens: Array, state: State) -> tuple[Array, State]:
         outputs, state, _ = _outputs(network, weights, tokens[None], state)
         return _decode(network, weights, outputs)[0], state
 
-    return generate(advance, *arguments)
+    return generate(advance, state, prompt, prompt_lengths, uniforms, *rest)

@@ -1,6 +1,7 @@
 """The language models in NumPy, every gradient by hand; on a GPU the same source runs on CuPy.
 
-Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, loss, optimizer, generate, model.
+Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, fused, loss, optimizer,
+generate, model.
 """
 
 from impl_numpy.model import create_model

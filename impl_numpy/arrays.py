@@ -1,6 +1,7 @@
 """NumPy arrays, or CuPy's on a GPU. CuPy answers NumPy's functions for its own arrays (NEP 13, NEP 18), so the
 mathematics says `np` for both; only what makes a new array out of nothing asks the device's module."""
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +13,9 @@ from shared.errors import ImplementationError
 
 Array: TypeAlias = Any
 """np.ndarray, or cupy.ndarray."""
+CACHED = 2**14
+"""Numbers of an array that are taken at a time where each is read and written more than once: a core's cache holds
+several such pieces."""
 
 
 class Device(NamedTuple):
@@ -55,14 +59,22 @@ def kernel(device: Device) -> str:
 
 
 def to_array(values: np.ndarray, device: Device) -> Array:
-    """Copy to the device; real numbers take the model's dtype."""
+    """Copy to the device, contiguous; real numbers take the model's dtype."""
     dtype = device.dtype if values.dtype.kind == "f" else values.dtype
-    return device.module.array(values, dtype=dtype)
+    return device.module.array(values, dtype=dtype, order="C")
 
 
 def to_numpy(array: Array) -> np.ndarray:
     """Copy to the host, contiguous."""
     return np.array(array) if isinstance(array, np.ndarray) else array.get()
+
+
+def pieces(array: Array) -> Iterator[slice]:
+    """Slices of the first axis that the cache holds; on a GPU the whole."""
+    width = array.size // max(1, len(array))
+    step = max(1, CACHED // max(1, width)) if isinstance(array, np.ndarray) else max(1, len(array))
+    for start in range(0, len(array), step):
+        yield slice(start, start + step)
 
 
 def sigmoid(x: Array) -> Array:

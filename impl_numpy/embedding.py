@@ -35,3 +35,17 @@ def embed_backward(d_vectors: Array, vectors: Array, tokens: Array, table: Array
     d_table = np.zeros_like(table)
     add_rows(d_table, tokens.reshape(-1), d_rows)
     return d_table
+
+
+def fold(parameters: Mapping[str, Array], activation: str) -> dict[str, Array]:
+    """The parameters of the same layers without an embedding, for a small vocabulary: a token picks a column of
+    W_ih act(embedding)^T [G*H, V]."""
+    vectors = ACTIVATIONS[activation](parameters["embedding.weight"])
+    return {**parameters, "rnn.weight_ih_l0": parameters["rnn.weight_ih_l0"] @ vectors.T}
+
+
+def fold_backward(d_folded: Array, parameters: Mapping[str, Array], activation: str) -> dict[str, Array]:
+    """Gradients of the embedding and of W_ih from that of their product [G*H, V]."""
+    vectors, weight = ACTIVATIONS[activation](parameters["embedding.weight"]), parameters["rnn.weight_ih_l0"]
+    d_table = (d_folded.T @ weight) * SLOPES[activation](vectors)
+    return {"embedding.weight": d_table, "rnn.weight_ih_l0": d_folded @ vectors}

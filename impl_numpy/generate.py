@@ -14,24 +14,40 @@ Advance = Callable[[Array, Any], tuple[Array, Any]]
 
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:
     """One token a row: logits [B, V], uniforms [B], allowed [V] -> int32 [B]."""
-    scores = logits.astype(np.float64)
     if allowed is not None:
-        scores = np.where(allowed, scores, -np.inf)
+        logits = np.where(allowed, logits, logits.dtype.type(-np.inf))
     if rule.temperature == 0:
-        return scores.argmax(-1).astype(np.int32)
-    scores = scores / rule.temperature
-    order = np.argsort(-scores, axis=-1, kind="stable")
-    ranked = np.take_along_axis(scores, order, axis=-1)
+        return logits.argmax(-1).astype(np.int32)
+    # A division keeps the order, and float32 is sorted twice as fast as float64.
+    scores, ranked = (
+        each.astype(np.float64) / rule.temperature for each in (logits, np.sort(logits, axis=-1)[:, ::-1])
+    )
     weights = np.exp(ranked - ranked[:, :1])
     if rule.top_k:
         weights[:, rule.top_k :] = 0
     if rule.top_p < 1:
         before = np.cumsum(weights, axis=-1) - weights
         weights = np.where(before < rule.top_p * weights.sum(-1, keepdims=True), weights, 0)
-    sums = np.cumsum(weights, axis=-1)
-    rank = (sums <= uniforms[:, None] * sums[:, -1:]).sum(-1, keepdims=True)
-    last = (weights > 0).sum(-1, keepdims=True) - 1
-    return np.take_along_axis(order, np.minimum(rank, last), axis=-1)[:, 0].astype(np.int32)
+    sums = weights.cumsum(-1)
+    thresholds = uniforms[:, None] * sums[:, -1:]
+    if len(sums) == 1 and isinstance(sums, np.ndarray):
+        rank = sums[0].searchsorted(thresholds[0], "right")  # the same, quicker
+    else:
+        rank = (sums <= thresholds).sum(-1)
+    if np.count_nonzero(rank == sums.shape[1]):  # rounded up to the total: the last that weighs anything
+        rank = np.minimum(rank, (weights > 0).sum(-1) - 1)
+    return at_rank(scores, ranked, rank)
+
+
+def at_rank(scores: Array, ranked: Array, rank: Array) -> Array:
+    """The token of each row that stands at a rank [B] of the scores [B, V] in descending order: finding it is less work
+    than sorting the tokens along with their scores."""
+    value = ranked[np.arange(len(rank), like=rank), rank][:, None]
+    equal = scores == value
+    if np.count_nonzero(equal) > len(rank):  # ties: so many tokens with this score come before
+        earlier = rank[:, None] - (ranked > value).sum(-1, keepdims=True)
+        equal = equal.cumsum(-1) > earlier
+    return equal.argmax(-1).astype(np.int32)
 
 
 def generate(
@@ -48,13 +64,17 @@ def generate(
     logits, state = read(advance, state, prompt, prompt_lengths)
     written = np.zeros_like(forced)
     ended = np.zeros_like(prompt_lengths, dtype=bool)
-    for n in range(uniforms.shape[1]):
+    some_forced, length = bool((forced >= 0).any()), uniforms.shape[1]
+    for n in range(length):
         token = draw(logits, uniforms[:, n], rule, None if allowed is None else allowed[n])
-        token = np.where(forced[:, n] >= 0, forced[:, n], token)
-        token = np.where(ended, np.int32(rule.end), token)
-        ended = ended | (token == rule.end)
+        if some_forced:
+            token = np.where(forced[:, n] >= 0, forced[:, n], token)
+        if rule.end >= 0:
+            token = np.where(ended, np.int32(rule.end), token)
+            ended |= token == rule.end
         written[:, n] = token
-        logits, state = advance(token, state)
+        if n + 1 < length:
+            logits, state = advance(token, state)
     return written
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from impl_numpy.arrays import Array
+from impl_numpy.arrays import Array, pieces
 from shared.contract import Batch
 
 
@@ -15,18 +15,21 @@ def token_nats(logits: Array, targets: Array) -> Array:
     return np.log(np.exp(shifted).sum(-1)) - picked
 
 
-def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:
-    """Nats per unmasked token."""
-    return (token_nats(logits, targets) * mask).sum() / mask.sum()
-
-
-def mean_nats_backward(logits: Array, targets: Array, mask: Array) -> Array:
-    """Gradient of mean_nats at the logits: (softmax - one-hot) / tokens where unmasked, else 0."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    d_logits = exponentials / exponentials.sum(-1, keepdims=True)
-    rows = d_logits.reshape(targets.size, -1)
-    rows[np.arange(targets.size, like=rows), targets.reshape(-1)] -= 1
-    return d_logits * (mask / mask.sum(dtype=logits.dtype))[..., None].astype(logits.dtype)
+def mean_nats_backward(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Mean nats of the unmasked tokens [N], and the gradient at their logits [N, V], which it overwrites:
+    (softmax - one-hot) / N."""
+    nats = np.empty_like(logits, shape=len(logits))
+    for piece in pieces(logits):
+        rows = logits[piece]
+        picks = np.arange(len(rows), like=rows), targets[piece]
+        rows -= rows.max(-1, keepdims=True)
+        picked = rows[picks]
+        np.exp(rows, out=rows)
+        sums = rows.sum(-1)
+        nats[piece] = np.log(sums) - picked
+        rows /= (sums * len(logits))[:, None]
+        rows[picks] -= 1 / len(logits)
+    return nats.sum() / len(nats), logits
 
 
 def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:
@@ -49,6 +52,22 @@ def predictions_backward(d_chosen: Array, outputs: Array, batch: Batch, many_to_
     d_outputs = np.zeros_like(outputs)
     d_outputs[last_steps(batch)] = d_chosen[0]
     return d_outputs
+
+
+def unmasked(chosen: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
+    """The outputs [N, H] and the targets [N] that weigh something: no logits are computed of the others."""
+    if mask.all():
+        return chosen.reshape(-1, chosen.shape[-1]), targets.reshape(-1)
+    return chosen[mask], targets[mask]
+
+
+def unmasked_backward(d_rows: Array, mask: Array) -> Array:
+    """Gradient at all chosen outputs [T, B, H], zero where masked."""
+    if mask.all():
+        return d_rows.reshape(*mask.shape, -1)
+    d_chosen = np.zeros_like(d_rows, shape=(*mask.shape, d_rows.shape[1]))
+    d_chosen[mask] = d_rows
+    return d_chosen
 
 
 def last_steps(batch: Batch) -> Any:

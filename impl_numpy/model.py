@@ -2,14 +2,22 @@
 
 import numpy as np
 
-from impl_numpy.arrays import Array, kernel, open_device, product, to_array, to_numpy
+from impl_numpy.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_numpy.dropout import Dropout
-from impl_numpy.embedding import embed, embed_backward
-from impl_numpy.generate import generate
-from impl_numpy.loss import mean_nats, mean_nats_backward, predictions, predictions_backward, score
+from impl_numpy.embedding import embed, embed_backward, fold, fold_backward
+from impl_numpy.fused import FUSED, require_fused, stepper
+from impl_numpy.generate import Advance, generate
+from impl_numpy.loss import (
+    mean_nats_backward,
+    predictions,
+    predictions_backward,
+    score,
+    unmasked,
+    unmasked_backward,
+)
 from impl_numpy.native import require_native
 from impl_numpy.optimizer import clip, init_slots, norms, together, update
-from impl_numpy.unroll import Layer, cell_of, unroll_layers, unroll_layers_backward
+from impl_numpy.unroll import SCRATCH, cell_of, unroll_layers, unroll_layers_backward
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
 from shared.optimizers import clipped_layers, slot_shapes
@@ -41,6 +49,9 @@ class Model:
         self._place = open_device(runtime)
         if runtime.engine == "native":
             require_native(model, self._place)
+        if runtime.engine == "fused":
+            require_fused(model, self._place)
+        self._engine = FUSED if runtime.engine == "fused" else SCRATCH
         self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
         self._dropout_keys = tuple(dropout_keys(seed, layer) for layer in range(model.num_layers))
         self._shapes = parameter_shapes(model, vocabulary_size)
@@ -80,7 +91,7 @@ class Model:
         return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
 
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        outputs, state, _ = self._outputs(self._array(tokens).T, state)
+        outputs, state = self._outputs(self._array(tokens).T, state)
         if self._model.many_to_one:
             return to_numpy(self._decode(outputs[-1])), state
         return to_numpy(self._decode(outputs).swapaxes(0, 1)), state
@@ -106,7 +117,7 @@ class Model:
         sums = np.zeros(3)
         for k in range(len(batches.tokens)):
             batch = at(stacked, k)
-            outputs, state, _ = self._outputs(batch.tokens.T, zero_rows(state, batch.reset))
+            outputs, state = self._outputs(batch.tokens.T, zero_rows(state, batch.reset))
             outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
             sums += [float(each) for each in score(self._decode(outputs), targets, mask)]
         return Evaluation(float(sums[0]), int(sums[1]), int(sums[2]), state)
@@ -114,12 +125,12 @@ class Model:
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
         on_device = Batch(*map(self._array, batch))
         before = zero_rows(state, on_device.reset)
-        outputs, _, layers = self._outputs(on_device.tokens.T, before, record=True)
+        vectors = embed(on_device.tokens.T, self._parameters, self._model.embedding_activation)
+        outputs, _, layers = unroll_layers(self._model, self._parameters, vectors, before, None, True, SCRATCH)
         logits = self._decode(predictions(outputs, on_device, self._model.many_to_one)[0])
         traced = {
             f"{field}_l{k}": to_numpy(value.swapaxes(0, 1))
             for k, layer in enumerate(layers)
-            if layer.record
             for field, value in {**layer.record.gates._asdict(), **layer.record.states._asdict()}.items()
         }
         return traced | {"logits": to_numpy(logits[0] if self._model.many_to_one else logits.swapaxes(0, 1))}
@@ -140,7 +151,8 @@ class Model:
         arrays = self._array(prompt), self._array(prompt_lengths)
         permitted = None if allowed is None else self._array(allowed)
         state = self.initial_state(len(prompt))
-        return to_numpy(generate(self._advance, state, *arrays, draws, rule, self._array(free), permitted))
+        advance = self._advance(prompt.size + uniforms.size)
+        return to_numpy(generate(advance, state, *arrays, draws, rule, self._array(free), permitted))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
@@ -152,43 +164,81 @@ class Model:
 
     def _decode(self, outputs: Array) -> Array:
         """Outputs [..., H] -> logits [..., V]."""
-        return outputs @ self._decoder().T + self._parameters["decoder.bias"]
+        rows = outputs.reshape(-1, outputs.shape[-1])  # one product: of three axes, NumPy makes one for each step
+        logits = rows @ self._decoder().T
+        logits += self._parameters["decoder.bias"]
+        return logits.reshape(*outputs.shape[:-1], logits.shape[1])
 
     def _decoder(self) -> Array:
         """[V, H]; tied weights: the embedding."""
         return self._parameters["embedding.weight" if self._model.tied_weights else "decoder.weight"]
 
-    def _outputs(
-        self, tokens: Array, state: State, dropout: Dropout | None = None, record: bool = False
-    ) -> tuple[Array, State, list[Layer]]:
-        """tokens [T, B] -> outputs of the top layer [T, B, H], state, what happened in each layer."""
-        vectors = embed(tokens, self._parameters, self._model.embedding_activation)
-        return unroll_layers(self._model, self._parameters, vectors, state, dropout, record)
+    def _folds(self, count: int) -> bool:
+        """Whether the embedding goes into the first layer's weights for so many tokens: in the fused engine, where
+        multiplying all of the vocabulary's vectors is less work than multiplying all of the tokens'."""
+        model = self._model
+        few = model.embedding_size and len(self._parameters["decoder.bias"]) < count
+        return bool(self._engine is FUSED and few and not model.residual)
 
-    def _advance(self, tokens: Array, state: State) -> tuple[Array, State]:
-        """tokens [B] -> logits [B, V], state."""
-        outputs, state, _ = self._outputs(tokens[None], state)
-        return self._decode(outputs[0]), state
+    def _inputs(self, tokens: Array) -> tuple[Array, dict[str, Array]]:
+        """What the first layer reads, vectors or tokens, and the parameters of the layers."""
+        activation = self._model.embedding_activation
+        if self._folds(tokens.size):
+            return tokens, fold(self._parameters, activation)
+        return embed(tokens, self._parameters, activation), self._parameters
+
+    def _outputs(self, tokens: Array, state: State) -> tuple[Array, State]:
+        """tokens [T, B] -> outputs of the top layer [T, B, H], state."""
+        inputs, parameters = self._inputs(tokens)
+        return unroll_layers(self._model, parameters, inputs, state, None, False, self._engine)[:2]
+
+    def _advance(self, count: int) -> Advance:
+        """tokens [B] -> logits [B, V], state; for so many tokens in all."""
+        activation, folds = self._model.embedding_activation, self._folds(count)
+        parameters = fold(self._parameters, activation) if folds else self._parameters
+        step = stepper(self._model, parameters) if self._engine is FUSED else self._step_plainly
+
+        def advance(tokens: Array, state: State) -> tuple[Array, State]:
+            inputs = tokens if folds else embed(tokens, parameters, activation)
+            outputs, state = step(inputs, state)
+            return self._decode(outputs), state
+
+        return advance
+
+    def _step_plainly(self, inputs: Array, state: State) -> tuple[Array, State]:
+        """One step of all layers: inputs [B, I], or tokens [B], -> outputs [B, H], state."""
+        outputs, state, _ = unroll_layers(self._model, self._parameters, inputs[None], state, None, False, SCRATCH)
+        return outputs[0], state
 
     def _gradients(
         self, batch: Batch, state: State, dropout: Dropout | None
     ) -> tuple[Array, dict[str, Array], State, State]:
         """Loss, gradients of the parameters and of the given state, state after the batch."""
-        model, before = self._model, zero_rows(state, batch.reset)
-        outputs, after, layers = self._outputs(batch.tokens.T, before, dropout, record=True)
-        chosen, targets, mask = predictions(outputs, batch, model.many_to_one)
-        logits = self._decode(chosen)
-        d_logits = mean_nats_backward(logits, targets, mask)
-        d_outputs = predictions_backward(d_logits @ self._decoder(), outputs, batch, model.many_to_one)
-        d_vectors, d_states, gradients = unroll_layers_backward(model, self._parameters, d_outputs, before, layers)
-        gradients["decoder.bias"] = d_logits.sum((0, 1))
-        if model.embedding_size:
+        model, engine, before = self._model, self._engine, zero_rows(state, batch.reset)
+        inputs, parameters = self._inputs(batch.tokens.T)
+        outputs, after, layers = unroll_layers(model, parameters, inputs, before, dropout, True, engine)
+        loss, d_outputs, decoder = self._loss(outputs, batch)
+        d_inputs, d_states, gradients = unroll_layers_backward(model, parameters, d_outputs, before, layers, engine)
+        if model.embedding_size and d_inputs is None:
+            gradients |= fold_backward(gradients["rnn.weight_ih_l0"], self._parameters, model.embedding_activation)
+        elif model.embedding_size:
             tokens, table = batch.tokens.T, self._parameters["embedding.weight"]
-            d_table = embed_backward(d_vectors, layers[0].inputs, tokens, table, model.embedding_activation)
+            d_table = embed_backward(d_inputs, inputs, tokens, table, model.embedding_activation)
             gradients["embedding.weight"] = d_table
-        name = "embedding.weight" if model.tied_weights else "decoder.weight"
-        gradients[name] = product(d_logits, chosen) + gradients.get(name, 0)
-        return mean_nats(logits, targets, mask), gradients, zero_rows(d_states, batch.reset), after
+        for name, gradient in decoder.items():
+            gradients[name] = gradient + gradients[name] if name in gradients else gradient
+        return loss, gradients, zero_rows(d_states, batch.reset), after
+
+    def _loss(self, outputs: Array, batch: Batch) -> tuple[Array, Array, dict[str, Array]]:
+        """Loss, gradients at the outputs [T, B, H] and of the decoder's parameters."""
+        many_to_one = self._model.many_to_one
+        chosen, targets, mask = predictions(outputs, batch, many_to_one)
+        rows, wanted = unmasked(chosen, targets, mask)
+        loss, d_logits = mean_nats_backward(self._decode(rows), wanted)
+        d_rows = (self._decoder().T @ d_logits.T).T
+        d_outputs = predictions_backward(unmasked_backward(d_rows, mask), outputs, batch, many_to_one)
+        name = "embedding.weight" if self._model.tied_weights else "decoder.weight"
+        return loss, d_outputs, {name: d_logits.T @ rows, "decoder.bias": d_logits.sum(0)}
 
     def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, float, float, bool, State]:
         """Norms of the gradients, each and together; loss, whether finite, state after."""

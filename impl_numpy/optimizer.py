@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from impl_numpy.arrays import Array
+from impl_numpy.arrays import Array, pieces
 from shared.config import OptimizerConfig
 from shared.optimizers import Rule, clipped_layers, rule
 
@@ -19,7 +19,13 @@ def init_slots(optimizer: OptimizerConfig, parameters: Arrays) -> Arrays:
 
 def norms(gradients: Arrays) -> Array:
     """Euclidean norm of each gradient alone, in float64 [P]."""
-    return np.sqrt(np.stack([np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()]))
+    return np.sqrt(np.stack([sum_of_squares(gradient.reshape(-1)) for gradient in gradients.values()]))
+
+
+def sum_of_squares(numbers: Array) -> Array:
+    """In float64, of numbers [N]."""
+    parts = [numbers[piece].astype(np.float64) for piece in pieces(numbers)]
+    return np.stack([part @ part for part in parts]).sum()
 
 
 def together(each: Array) -> Array:
@@ -69,22 +75,26 @@ def update(
         return parameters, slots
     how = rule(optimizer)
     for name, parameter in parameters.items():
-        if how.weight_decay:
-            parameter *= 1 - learning_rate * how.weight_decay
-        change = direction(how, gradients[name], name, slots, step + 1)
-        parameter -= velocity(how, change, name, slots, learning_rate)
+        flat, gradient = parameter.reshape(-1), gradients[name].reshape(-1)
+        own = {slot: slots[f"{slot}.{name}"].reshape(-1) for slot in how.slots}
+        for piece in pieces(flat):
+            some = {slot: value[piece] for slot, value in own.items()}
+            if how.weight_decay:
+                flat[piece] *= 1 - learning_rate * how.weight_decay
+            change = direction(how, gradient[piece], some, step + 1)
+            flat[piece] -= velocity(how, change, some, learning_rate)
     return parameters, slots
 
 
-def direction(how: Rule, gradient: Array, name: str, slots: Arrays, step: int) -> Array:
-    """Advance the moments of one parameter; the change that they advise, before learning rate and velocity."""
+def direction(how: Rule, gradient: Array, slots: Arrays, step: int) -> Array:
+    """Advance the moments of a piece of a parameter; the change that they advise, before learning rate and velocity."""
     if not how.square:
         return gradient
-    square = slots[f"{how.square}.{name}"]
+    square = slots[how.square]
     square *= how.second
     square += how.added * gradient * gradient
     if how.mean:
-        mean = slots[f"{how.mean}.{name}"]
+        mean = slots[how.mean]
         mean += (1 - how.first) * (gradient - mean)
     c1, c2 = (1 - how.first**step, 1 - how.second**step) if how.corrected else (1.0, 1.0)
     top = mean / c1 if how.corrected else gradient
@@ -94,12 +104,12 @@ def direction(how: Rule, gradient: Array, name: str, slots: Arrays, step: int) -
     return top / (np.sqrt(spread) + (how.epsilon / c2**0.5 if how.place == "uncorrected" else how.epsilon))
 
 
-def velocity(how: Rule, change: Array, name: str, slots: Arrays, learning_rate: float) -> Array:
-    """Advance the velocity of one parameter, if there is one; what is subtracted from the parameter."""
+def velocity(how: Rule, change: Array, slots: Arrays, learning_rate: float) -> Array:
+    """Advance the velocity of the piece, if there is one; what is subtracted from the parameter."""
     if not how.buffer:
         return learning_rate * change
     change = learning_rate * change if how.rate_inside else change
-    buffer = slots[f"{how.buffer}.{name}"]
+    buffer = slots[how.buffer]
     buffer *= how.momentum
     buffer += change
     change = change + how.momentum * buffer if how.nesterov else buffer

@@ -80,8 +80,15 @@ class Layer(NamedTuple):
     """What the way back needs to know of a layer."""
 
     inputs: Array  # [T, B, I], or tokens [T, B]
-    record: Record | None
+    record: Any  # the engine's
     factors: Array | None  # of the dropout behind it, [T, B, H]
+
+
+class Engine(NamedTuple):
+    """One layer over time, and back: `unroll` and `unroll_backward`, or those of `impl_numpy.fused`."""
+
+    unroll: Callable[[Cell, Array, Any, Any, bool], tuple[Array, Any, Any]]
+    unroll_backward: Callable[[Cell, Array, Array, Any, Any, Any], tuple[Array | None, Any, dict[str, Array]]]
 
 
 def cell_of(model: ModelConfig) -> Cell:
@@ -117,12 +124,13 @@ def unroll_layers(
     states: tuple[Any, ...],
     dropout: Dropout | None,
     record: bool,
+    engine: Engine,
 ) -> tuple[Array, tuple[Any, ...], list[Layer]]:
     """All layers -> outputs of the top one, states after the last step, what happened in each."""
     cell = cell_of(model)
     finals, layers = [], []
     for k, state in enumerate(states):
-        outputs, final, steps = unroll(cell, inputs, state, layer_weights(cell, parameters, k), record)
+        outputs, final, steps = engine.unroll(cell, inputs, state, layer_weights(cell, parameters, k), record)
         if model.residual:
             outputs = outputs + shortcut(inputs, parameters.get(f"rnn.residual_l{k}"))
         factors = None
@@ -167,7 +175,12 @@ def unroll_backward(
 
 
 def unroll_layers_backward(
-    model: ModelConfig, parameters: Mapping[str, Array], d_outputs: Array, states: tuple[Any, ...], layers: list[Layer]
+    model: ModelConfig,
+    parameters: Mapping[str, Array],
+    d_outputs: Array,
+    states: tuple[Any, ...],
+    layers: list[Layer],
+    engine: Engine,
 ) -> tuple[Array | None, tuple[Any, ...], dict[str, Array]]:
     """Down the stack -> gradients at the inputs (None for tokens), at the states before, of the layers' parameters."""
     cell = cell_of(model)
@@ -175,11 +188,10 @@ def unroll_layers_backward(
     gradients: dict[str, Array] = {}
     for k in reversed(range(model.num_layers)):
         inputs, record, factors = layers[k]
-        assert record is not None  # noqa: S101 - gradients are taken of what was recorded
         if factors is not None:
             d_outputs = d_outputs * factors
         weights = layer_weights(cell, parameters, k)
-        d_inputs, d_state, d_weights = unroll_backward(cell, d_outputs, inputs, states[k], weights, record)
+        d_inputs, d_state, d_weights = engine.unroll_backward(cell, d_outputs, inputs, states[k], weights, record)
         if f"rnn.residual_l{k}" in parameters:
             d_added, d_weights["residual"] = multiply_backward(d_outputs, inputs, parameters[f"rnn.residual_l{k}"])
             d_inputs = None if d_added is None else d_inputs + d_added
@@ -189,6 +201,9 @@ def unroll_layers_backward(
         d_states.append(d_state)
         gradients |= {f"rnn.{field}_l{k}": value for field, value in d_weights.items()}
     return d_outputs, tuple(reversed(d_states)), gradients
+
+
+SCRATCH = Engine(unroll, unroll_backward)
 
 
 def multiply_backward(d_product: Array, inputs: Array, weight: Array) -> tuple[Array | None, Array]:

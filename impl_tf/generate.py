@@ -11,6 +11,9 @@ from shared.sampling import SamplingRule
 Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
 
+PAIRS = 128
+"""Tokens of a vocabulary up to which all pairs are compared."""
+
 
 def as_tensors(rule: SamplingRule) -> SamplingRule:
     """The rule with tensors for numbers: another number compiles nothing anew."""
@@ -25,17 +28,39 @@ def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | No
     # The rule's numbers are tensors, so every case is computed: temperature 0 is the first of the sorted tokens.
     warm = rule.temperature > 0
     scores = scores / tf.where(warm, rule.temperature, 1)
+    top_k = tf.where(warm & (rule.top_k > 0), rule.top_k, tf.where(warm, scores.shape[-1], 1))
+    chosen = choose_by_pairs if scores.shape[-1] <= PAIRS else choose_sorted
+    return chosen(scores, uniforms[:, None], top_k, rule.top_p)
+
+
+def choose_sorted(scores: Array, uniforms: Array, top_k: Array, top_p: Array) -> Array:
+    """The rule's steps 2 to 4: scores [B, V], uniforms [B, 1] -> int32 [B]."""
     ranked, order = tf.math.top_k(scores, k=scores.shape[-1])  # ties by the lower token
     weights = tf.exp(ranked - ranked[:, :1])
-    top_k = tf.where(warm, rule.top_k, 1)
-    weights = tf.where(tf.equal(top_k, 0) | (tf.range(weights.shape[-1]) < top_k), weights, 0)
+    weights = tf.where(tf.range(weights.shape[-1]) < top_k, weights, 0)
     before = tf.cumsum(weights, axis=-1) - weights
-    kept = (rule.top_p >= 1) | (before < rule.top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))
+    kept = (top_p >= 1) | (before < top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))
     weights = tf.where(kept, weights, 0)
     sums = tf.cumsum(weights, axis=-1)
-    rank = tf.math.count_nonzero(sums <= uniforms[:, None] * sums[:, -1:], axis=-1, keepdims=True)
+    rank = tf.math.count_nonzero(sums <= uniforms * sums[:, -1:], axis=-1, keepdims=True)
     last = tf.math.count_nonzero(weights > 0, axis=-1, keepdims=True) - 1
     return tf.gather(order, tf.minimum(rank, last), batch_dims=1)[:, 0]
+
+
+def choose_by_pairs(scores: Array, uniforms: Array, top_k: Array, top_p: Array) -> Array:
+    """The same by comparing every token with every other, which XLA does faster than it sorts a few."""
+    tokens, one, other = tf.range(scores.shape[-1]), scores[:, :, None], scores[:, None]
+    first = (other > one) | (tf.equal(other, one) & (tokens < tokens[:, None]))  # [B, V, V]: the other comes before
+    rank = tf.reduce_sum(tf.cast(first, tf.int32), axis=-1)
+    weights = tf.exp(scores - tf.reduce_max(scores, axis=-1, keepdims=True))
+    weights = tf.where(rank < top_k, weights, 0)
+    before = tf.reduce_sum(tf.where(first, weights[:, None], 0), axis=-1)
+    kept = (top_p >= 1) | (before < top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))
+    weights = tf.where(kept, weights, 0)
+    passed = before + weights <= uniforms * tf.reduce_sum(weights, axis=-1, keepdims=True)
+    place = tf.math.count_nonzero(passed & (weights > 0), axis=-1, keepdims=True, dtype=tf.int32)
+    last = tf.math.count_nonzero(weights > 0, axis=-1, keepdims=True, dtype=tf.int32) - 1
+    return tf.argmax(tf.equal(rank, tf.minimum(place, last)), axis=-1, output_type=tf.int32)
 
 
 def generate(

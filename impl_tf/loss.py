@@ -1,14 +1,26 @@
 """Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from impl_tf.arrays import Array
 from shared.contract import Batch
 
 
-def token_nats(logits: Array, targets: Array) -> Array:
-    """-log softmax(logits)[target] of each token, by log-sum-exp."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+@tf.custom_gradient
+def token_nats(logits: Array, targets: Array) -> tuple[Array, Callable[[Array], tuple[Array, None]]]:
+    """-log softmax(logits)[target] of each token, by log-sum-exp. The gradient, softmax less one at the target, is one
+    pass over the logits; TensorFlow's own makes the targets one-hot vectors in memory."""
+    top = tf.reduce_max(logits, axis=-1, keepdims=True)
+    total = top + tf.math.log(tf.reduce_sum(tf.exp(logits - top), axis=-1, keepdims=True))
+
+    def backward(d_nats: Array) -> tuple[Array, None]:
+        share = tf.exp(logits - total)
+        hit = tf.equal(tf.range(logits.shape[-1]), targets[..., None])
+        return tf.where(hit, share - 1, share) * d_nats[..., None], None
+
+    return (total - tf.gather(logits, targets[..., None], batch_dims=targets.shape.rank))[..., 0], backward
 
 
 def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:

@@ -9,12 +9,13 @@ import tensorflow as tf
 from impl_tf.arrays import Array, Device, cast, compiled, kernel, open_device, scan, swap_axes, to_array, to_numpy
 from impl_tf.dropout import Dropout
 from impl_tf.embedding import embed
+from impl_tf.fused import fold_embedding, require_fused, unroll_fused
 from impl_tf.generate import as_tensors, generate
 from impl_tf.loss import mean_nats, predictions, score
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
 from impl_tf.optimizer import clip, init_slots, norms, together, update
-from impl_tf.unroll import Engine, cell_of, unroll, unroll_layers
+from impl_tf.unroll import Engine, cell_of, times, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
 from shared.optimizers import clipped_layers, slot_shapes
@@ -42,6 +43,9 @@ class Model:
         self._place = open_device(runtime)
         engine: Engine = unroll
         self.kernel = kernel(self._place)
+        if runtime.engine == "fused":
+            require_fused(model, self._place)
+            engine, self.kernel = unroll_fused, f"backward by hand, {self.kernel}"
         if runtime.engine == "native":
             require_native(model, self._place)
             engine, self.kernel = native_engine(model, self._place), native_kernel(model, self._place)
@@ -167,16 +171,18 @@ def _outputs(
 ) -> tuple[Array, State, list[Any]]:
     """tokens [T, B] -> outputs of the top layer [T, B, H], state, a record for each layer."""
     model, place = setup.model, setup.place
-    before, vectors = cast(state, place.layers), embed(tokens, weights, model.embedding_activation)
     engine = unroll if record else setup.engine
-    outputs, after, records = unroll_layers(model, weights, vectors, before, dropout, record, engine)
+    if engine is unroll_fused:
+        weights = fold_embedding(model, weights, tokens.shape.num_elements())
+    before, inputs = cast(state, place.layers), embed(tokens, weights, model.embedding_activation)
+    outputs, after, records = unroll_layers(model, weights, inputs, before, dropout, record, engine)
     return outputs, cast(after, place.dtype), records
 
 
 def _decode(setup: Setup, weights: Parameters, outputs: Array) -> Array:
     """Outputs [..., H] -> logits [..., V]; tied weights: the decoder is the embedding."""
     decoder = weights["embedding.weight" if setup.model.tied_weights else "decoder.weight"]
-    logits = tf.linalg.matmul(outputs, decoder, transpose_b=True) + weights["decoder.bias"]
+    logits = times(outputs, decoder) + weights["decoder.bias"]
     return tf.cast(logits, setup.place.dtype)
 
 
@@ -242,15 +248,20 @@ def _trace(setup: Setup, parameters: Parameters, batch: Batch, state: State) -> 
     return logits[0] if setup.model.many_to_one else swap_axes(logits), tf.nest.map_structure(swap_axes, records)
 
 
-def _generate(setup: Setup, parameters: Parameters, *arguments: Any) -> Array:
+def _generate(
+    setup: Setup, parameters: Parameters, state: State, prompt: Array, lengths: Array, uniforms: Array, *how: Any
+) -> Array:
     """`generate` with this model as the function that advances."""
-    weights = cast(parameters, setup.place.layers)
+    weights = layers = cast(parameters, setup.place.layers)
+    if setup.engine in (unroll, unroll_fused):
+        # What layer 0 makes of a token is then a row of a table that is made once.
+        layers = fold_embedding(setup.model, weights, prompt.shape.num_elements() + uniforms.shape.num_elements())
 
     def advance(tokens: Array, state: State) -> tuple[Array, State]:
-        outputs, state, _ = _outputs(setup, weights, tokens[None], state, None, record=False)
+        outputs, state, _ = _outputs(setup, layers, tokens[None], state, None, record=False)
         return _decode(setup, weights, outputs[0]), state
 
-    return generate(advance, *arguments)
+    return generate(advance, state, prompt, lengths, uniforms, *how)
 
 
 def zero_rows(state: State, reset: Array) -> State:

@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
 
 Engine = Callable[[Cell, Array, Any, Any, bool], tuple[Array, Any, Record | None]]
-"""One layer over time: `unroll`, or one of impl_tf.native."""
+"""One layer over time: `unroll`, impl_tf.fused's, or one of impl_tf.native."""
 
 
 def cell_of(model: ModelConfig) -> Cell:
@@ -72,7 +72,13 @@ def multiply(inputs: Array, weight: Array) -> Array:
     """W x of every step in one product: inputs [T, B, I], or tokens [T, B] for one-hot vectors, -> [T, B, out]."""
     if inputs.shape.rank == 2:
         return rows(tf.transpose(weight), inputs)
-    return tf.linalg.matmul(inputs, weight, transpose_b=True)
+    return times(inputs, weight)
+
+
+def times(inputs: Array, weight: Array) -> Array:
+    """W x of vectors [..., I] as one product of two axes: of more, the gradient of W would be T products and a sum."""
+    flat = tf.linalg.matmul(tf.reshape(inputs, (-1, inputs.shape[-1])), weight, transpose_b=True)
+    return tf.reshape(flat, (*inputs.shape[:-1], weight.shape[0]))
 
 
 def unroll(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:

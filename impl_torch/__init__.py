@@ -1,6 +1,7 @@
 """The language models in PyTorch, gradients by autograd.
 
-Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, loss, optimizer, generate, model.
+Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, fused, loss, optimizer,
+generate, model.
 """
 
 from impl_torch.model import create_model

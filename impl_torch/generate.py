@@ -6,6 +6,9 @@ from typing import Any
 import torch
 
 from impl_torch.arrays import Array
+from impl_torch.embedding import embed
+from impl_torch.unroll import cell_of, layer_weights, project, shortcut
+from shared.config import ModelConfig
 from shared.sampling import SamplingRule
 
 Advance = Callable[[Array, Any], tuple[Array, Any]]
@@ -44,16 +47,18 @@ def generate(
 ) -> Array:
     """Read the prompts, then write: shapes as in the contract, forced always given."""
     logits, state = read(advance, state, prompt, prompt_lengths)
-    written = torch.zeros_like(forced)
+    written, free = [], not (forced >= 0).any()  # what cannot happen is not asked for at each token
     ended = torch.zeros_like(prompt_lengths, dtype=torch.bool)
-    for n in range(uniforms.shape[1]):
-        token = draw(logits, uniforms[:, n], rule, None if allowed is None else allowed[n])
-        token = torch.where(forced[:, n] >= 0, forced[:, n], token)
-        token = token.masked_fill(ended, rule.end)
-        ended = ended | (token == rule.end)
-        written[:, n] = token
+    for n, (uniform, force) in enumerate(zip(uniforms.unbind(1), forced.unbind(1), strict=True)):
+        token = draw(logits, uniform, rule, None if allowed is None else allowed[n])
+        if not free:
+            token = torch.where(force >= 0, force, token)
+        if rule.end >= 0:
+            token = token.masked_fill(ended, rule.end)
+            ended = ended | (token == rule.end)
+        written.append(token)
         logits, state = advance(token, state)
-    return written
+    return torch.stack(written, dim=1)
 
 
 def read(advance: Advance, state: tuple[Any, ...], prompt: Array, prompt_lengths: Array) -> tuple[Array, Any]:
@@ -68,3 +73,28 @@ def read(advance: Advance, state: tuple[Any, ...], prompt: Array, prompt_lengths
             for new, old in zip(new_state, state, strict=True)
         )
     return logits, state
+
+
+def stepper(model: ModelConfig, weights: dict[str, Array], decode: Callable[[Array], Array], tokens: int) -> Advance:
+    """The cell's own step, layer by layer. What a token adds to layer 0, W x + b, is computed once for every token of
+    the vocabulary, [V, G*H], where at least as many are to be read and written."""
+    cell = cell_of(model)
+    layers = [layer_weights(cell, weights, k) for k in range(model.num_layers)]
+    table: Array | None = None
+    if (V := len(weights["decoder.bias"])) <= tokens:
+        every = torch.arange(V, dtype=torch.int32, device=weights["decoder.bias"].device)
+        table = project(embed(every[None], weights, model.embedding_activation), layers[0])[0]
+
+    def advance(token: Array, state: Any) -> tuple[Array, Any]:
+        vectors = table is None or model.residual
+        inputs = embed(token[None], weights, model.embedding_activation) if vectors else token[None]
+        after = []
+        for k, layer in enumerate(layers):
+            projected = project(inputs, layer)[0] if table is None or k else table.index_select(0, token)
+            new, _ = cell.step(projected, state[k], layer)
+            after.append(new)
+            outputs = new.hidden[None]
+            inputs = outputs + shortcut(inputs, weights.get(f"rnn.residual_l{k}")) if model.residual else outputs
+        return decode(inputs[0]), tuple(after)
+
+    return advance

@@ -9,7 +9,8 @@ import torch
 from impl_torch.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_torch.dropout import Dropout
 from impl_torch.embedding import embed
-from impl_torch.generate import generate
+from impl_torch.fused import dense, fold, fused_kernel, require_fused, unroll_fused
+from impl_torch.generate import Advance, generate, stepper
 from impl_torch.loss import mean_nats, predictions, score
 from impl_torch.native import native_kernel, require_native, unroll_native
 from impl_torch.optimizer import clip, init_slots, norms, together, update
@@ -43,6 +44,9 @@ class Model:
         if runtime.engine == "native":
             require_native(model, self._place)
             self._unroll, self.kernel = unroll_native, native_kernel(model, self._place)
+        elif runtime.engine == "fused":
+            require_fused(model, self._place)
+            self._unroll, self.kernel = unroll_fused, fused_kernel(model, self._place)
         self.device, self.engine = self._place.name, runtime.engine
         self._dropout_keys = self._array(np.array([dropout_keys(seed, layer) for layer in range(model.num_layers)]))
         self._shapes = parameter_shapes(model, vocabulary_size)
@@ -136,7 +140,7 @@ class Model:
         }
         return traced | {"logits": to_numpy(logits[0] if self._model.many_to_one else logits.transpose(0, 1))}
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         prompt: np.ndarray,
@@ -151,8 +155,11 @@ class Model:
         draws = torch.tensor(uniforms, device=self._place.handle)
         arrays = self._array(prompt), self._array(prompt_lengths)
         permitted = None if allowed is None else self._array(allowed)
-        state = self.initial_state(len(prompt))
-        advance = partial(self._advance, self._weights())
+        weights, state = self._weights(), cast(self.initial_state(len(prompt)), self._place.layers)
+        if self.engine == "native":
+            advance: Advance = partial(self._advance, weights)
+        else:
+            advance = stepper(self._model, weights, partial(self._decode, weights), prompt.size + uniforms.size)
         return to_numpy(generate(advance, state, *arrays, draws, rule, self._array(free), permitted))
 
     def _array(self, values: np.ndarray) -> Array:
@@ -170,7 +177,9 @@ class Model:
     def _decode(self, weights: dict[str, Array], outputs: Array) -> Array:
         """Outputs [..., H] -> logits [..., V]; tied weights: the decoder is the embedding."""
         decoder = weights["embedding.weight" if self._model.tied_weights else "decoder.weight"]
-        return torch.nn.functional.linear(outputs, decoder, weights["decoder.bias"]).to(self._place.dtype)
+        fast = self.engine == "fused" and torch.is_grad_enabled()
+        multiply = dense if fast else torch.nn.functional.linear
+        return multiply(outputs, decoder, weights["decoder.bias"]).to(self._place.dtype)
 
     def _outputs(
         self,
@@ -181,8 +190,10 @@ class Model:
         record: bool = False,
     ) -> tuple[Array, State, list[Record | None]]:
         """tokens [T, B] -> outputs of the top layer [T, B, H], state, a record for each layer."""
-        vectors = embed(tokens, weights, self._model.embedding_activation)
         engine = unroll if record else self._unroll
+        if engine is unroll_fused:
+            weights = fold(self._model, weights, tokens.numel())
+        vectors = embed(tokens, weights, self._model.embedding_activation)
         before = cast(state, self._place.layers)
         outputs, after, records = unroll_layers(self._model, weights, vectors, before, dropout, record, engine)
         return outputs, cast(after, self._place.dtype), records

@@ -187,8 +187,8 @@ def show(rows: Rows, refusals: Rows) -> None:
     columns = [name for name in dict.fromkeys(COLUMNS.values()) if any(column(row) == name for row in rows)]
     lines: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: list(IMPLEMENTATIONS).index(row["impl"])):
-        native = "native " if row["engine"] == "native" else ""
-        lines.setdefault(f"{row['impl']} {native}{row['dtype']}", []).append(row)
+        engine = "" if row["engine"] == "scratch" else f"{row['engine']} "
+        lines.setdefault(f"{row['impl']} {engine}{row['dtype']}", []).append(row)
     table = [(name, *(worst(each, group) for group in columns), verdict(each)) for name, each in lines.items()]
     title = f"Largest difference from NumPy in float64, relative to each tensor's magnitude ({K} steps of training)"
     show_table(title, ("", *columns, ""), table, range(1, 1 + len(columns)))

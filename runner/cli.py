@@ -24,6 +24,7 @@ from shared.config import (
     SamplingConfig,
     ScheduleConfig,
     TrainingConfig,
+    at_least,
     to_json,
     zero_or_more,
 )
@@ -158,6 +159,54 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Speed side by side: implementations, their engines, and what one would write without them, each in a process of
+    its own, in turn. No time is shown without the proof that the same work was done. docs/performance.md explains."""
+
+    impl: str = "all"
+    """Implementations with commas between, or all that are installed."""
+    engine: str = RuntimeConfig.engine
+    """Engines with commas between: scratch, fused, native; or all."""
+    workloads: tuple[Literal["W0", "W1", "W2", "W3", "W4", "W5"], ...] = ("W1",)
+    """What is done. W1: LSTM 256, one-hot, of 28 symbols; W2: two LSTM 512; W3: LSTM 512, 5,416 symbols, padded poems;
+    W4: W2 with GRU; W5: sampling 1,000 tokens at W1's and W3's sizes, 1 and 64 texts side by side; W0: tiny."""
+    peers: bool = True
+    """Time each framework's own idiom in the same rounds (benchmarks/), as it comes and with our settings."""
+    rounds: int = 7
+    """Rounds that count, behind one that does not."""
+    round_seconds: float = 0.3
+    """Seconds of each round, about; one call at least."""
+    dtype: Literal["float32", "float64", "tf32"] = "float32"
+    """Precision of all, peers too; tf32 of implementations only."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = 0
+    """Processor threads of each; 0: all cores for a peer, and what --help of train says for an implementation."""
+    tuning: bool = True
+    """Make the settings that `doctor` shows for implementations, and time peers with them, too."""
+    json: Path | None = None
+    """Write the rows to this file."""
+    markdown: bool = False
+    """Print the tables as Markdown."""
+    picture: Path | None = None
+    """Draw the speeds into this file, .svg or .png."""
+    scaling: bool = False
+    """Instead: time and memory for each token as the hidden size, batch, length, vocabulary and corpus grow."""
+    profile: bool = False
+    """Instead: where the time of a step goes."""
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """For the process that only waits: every worker gets settings of its own."""
+        return RuntimeConfig(device=self.device, tuning=False)
+
+    def __post_init__(self) -> None:
+        at_least(self, "rounds", 1)
+        at_least(self, "threads", 0)
+        zero_or_more(self, "round_seconds")
+
+
+@dataclass(frozen=True)
 class Convert:
     """Carry a model between a checkpoint and files of PyTorch's, Keras' or flax' own layers, in any direction; weights
     trained elsewhere, too. The suffix says the format: .safetensors, .pt or .pth, .keras, .weights.h5, .msgpack. The
@@ -226,12 +275,13 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "check": Check,
     "compare": Compare,
+    "bench": Bench,
     "convert": Convert,
     "corpora": Corpora,
     "differences": Differences,
     "doctor": Doctor,
 }
-Options = Train | Sample | Evaluate | Check | Compare | Convert | Corpora | Differences | Doctor
+Options = Train | Sample | Evaluate | Check | Compare | Bench | Convert | Corpora | Differences | Doctor
 
 DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""

@@ -6,7 +6,7 @@ from contextlib import closing
 from runner import VERSION
 from runner.cli import Doctor
 from runner.console import say, show_table
-from runner.environment import available_cores, in_force
+from runner.environment import available_cores, in_force, not_tuned
 from runner.registry import IMPLEMENTATIONS, create_model, installed, versions
 from runner.workers import Worker, WorkerError
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -30,6 +30,8 @@ def run(options: Doctor) -> int:
     say(f"rosetta-rnn {VERSION}, Python {python}, {platform.platform(terse=True)}", "bold")
     chosen = (f"{name}={value}" for name, value in in_force().items())
     say(f"{available_cores()} cores; {', '.join(chosen)}")
+    if left_out := not_tuned():
+        say(f"not tuned here: {', '.join(left_out)}")
     present = installed()
     rows = [examine(name) if name in present else missing(name) for name in IMPLEMENTATIONS]
     show_table("", ("implementation", "versions", "device", "kernel"), rows, wrap=(1, 3))

@@ -186,7 +186,7 @@ def small_copy(model: ModelConfig, optimizer: OptimizerConfig, engine: Engine) -
     embedding_size = (H if model.tied_weights else E) if model.embedding_size else 0
     layers = min(model.num_layers, 3)
     copied = replace(model, hidden_size=H, num_layers=layers, embedding_size=embedding_size)
-    case = make_case(model.cell, Design(copied, (), WHOLE, BRIEF if engine == "native" else ()))
+    case = make_case(model.cell, Design(copied, (), WHOLE, BRIEF if engine != "scratch" else ()))
     present = ("embedding", "decoder", *(f"l{k}" for k in range(layers)))
     limits = tuple(each for each in optimizer.clip_layers if layer_limit(each)[0] in present)
     strong = replace(strengthened(optimizer), clip_layers=limits)
@@ -216,10 +216,12 @@ def make_case(name: str, design: Design) -> Case:
     )
 
 
-def abridged(case: Case, engine: Engine = "scratch") -> Case:
-    """What engine and precision decide, with the first optimizer only."""
+def abridged(case: Case, engine: Engine = "scratch", again: bool = True) -> Case:
+    """What engine and precision decide, with the first optimizer only; `again`: in a precision after the first."""
     label, optimizer = next(iter(case.optimizers.items()))
-    return case._replace(parts=case.native if engine == "native" else case.again, optimizers={label: optimizer})
+    asked = ("training",) if again else ("forward", "gradients", "training")  # what they have of their own
+    parts = case.again if engine == "scratch" else tuple(part for part in case.native if part in asked)
+    return case._replace(parts=parts, optimizers={label: optimizer})
 
 
 def strengthened(optimizer: OptimizerConfig) -> OptimizerConfig:
@@ -249,12 +251,12 @@ class Examinee:
         """The quantities in each engine and precision, all in the first, with what ran; or why an engine refuses.
         `differences`: also the error of the gradients against finite differences."""
         found: list[dict[str, Any]] = []
-        engines: tuple[Engine, ...] = ("scratch", "native") if case.native else ("scratch",)
+        engines: tuple[Engine, ...] = ("scratch", "fused", "native") if case.native else ("scratch",)
         for engine in engines:
             try:
                 for number, dtype in enumerate(dtypes):
                     whole = engine == "scratch" and number == 0
-                    found.append(self.measure(case if whole else abridged(case, engine), dtype, engine))
+                    found.append(self.measure(case if whole else abridged(case, engine, number > 0), dtype, engine))
             except ImplementationError as error:
                 if engine == "scratch":
                     raise

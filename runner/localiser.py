@@ -50,7 +50,11 @@ def explain(
     findings = []
     for (impl, engine, name), dtype in list(failed.items())[:MOST]:
         who = {"impl": impl, "engine": engine, "dtype": dtype, "case": name}
-        case = cases[name] if engine == "scratch" and dtype == rows[0]["dtype"] else abridged(cases[name], engine)
+        case = (
+            cases[name]
+            if engine == "scratch" and dtype == rows[0]["dtype"]
+            else abridged(cases[name], engine, dtype != rows[0]["dtype"])
+        )
         for worker in teams[impl]:
             with suppress(WorkerError):  # the next one may still live
                 found = worker.call("measure", case, dtype, engine)["quantities"]

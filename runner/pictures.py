@@ -180,16 +180,31 @@ def timing_bars(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_title(shorten(f"{phase}, tokens a second"))
 
 
+def race(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What `bench` found, tokens a second: a panel for each workload and phase, peers pale."""
+    panels = list(dict.fromkeys((row["workload"], row["phase"]) for row in rows))
+    figure.set_size_inches(1.3 * WIDTH, 0.3 + 0.8 * len(panels) + 0.26 * len(rows))
+    heights = [1.5 + sum((row["workload"], row["phase"]) == panel for row in rows) for panel in panels]
+    places = figure.subplots(max(1, len(panels)), 1, squeeze=False, height_ratios=heights or None)[:, 0]
+    for axes, panel in zip(places, panels, strict=False):
+        bars(axes, [row for row in rows if (row["workload"], row["phase"]) == panel])
+        axes.set_title(shorten(f"{', '.join(panel)}: tokens a second"))
+
+
 def bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """One panel; the first row on top."""
     middle, low, high = (floats(row[name] for row in rows) for name in ("tokens_per_second", "low", "high"))
     places, short = np.arange(len(rows)), EngFormatter(places=1, sep="")
     reach = np.maximum(0, [middle - low, high - middle])
     whisker = {"ecolor": GREY, "elinewidth": 1.2, "capsize": 3}
-    axes.barh(places, middle, 0.62, color=[colour_of(row["impl"]) for row in rows], xerr=reach, error_kw=whisker)
+    drawn = axes.barh(
+        places, middle, 0.62, color=[colour_of(row["impl"]) for row in rows], xerr=reach, error_kw=whisker
+    )
+    for bar, row in zip(drawn, rows, strict=True):
+        bar.set_alpha(0.4 if row.get("peer") else 1.0)
     for place, value, end in zip(places, middle, np.fmax(high, middle), strict=True):
         axes.annotate(short(value), (end, place), (6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(places, [shorten(row["impl"], 24) for row in rows])
+    axes.set_yticks(places, [shorten(row.get("name", row["impl"]), 36) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.14 * float(np.nanmax(high, initial=1e-9)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -15,7 +15,7 @@ Dialect = Literal["torch", "keras", "optax"]
 Initializer = Literal["uniform", "normal", "xavier", "kaiming", "orthogonal", "zero", "torch", "keras", "flax"]
 Schedule = Literal["constant", "exponential", "step", "cosine", "plateau"]
 Implementation = Literal["numpy", "torch", "jax", "tf"]
-Engine = Literal["scratch", "native"]
+Engine = Literal["scratch", "fused", "native"]
 Dtype = Literal["float32", "float64", "tf32", "bfloat16"]
 Reader = Literal["auto", "text", "poems", "blocks", "titled", "json"]
 Config = TypeVar("Config")
@@ -255,7 +255,8 @@ class RuntimeConfig:
     """Where it runs; never changes what is computed."""
 
     engine: Engine = "scratch"
-    """scratch: the cell written out, unrolled by the framework; native: the framework's own layer."""
+    """scratch: the cell written out, unrolled by the framework; fused: the same mathematics as fast as we can make it,
+    with the way back written by hand (lstm and gru); native: the framework's own layer."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where the framework sees one."""
     dtype: Dtype = "float32"

@@ -58,12 +58,27 @@ def test_rounding_explains_what_float32_differs(impl, name):
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_native_layer_agrees_or_says_why_it_cannot(impl, name):
     try:
-        measured = Examinee(impl, "cpu").measure(abridged(make_case(name, CASES[name]), "native"), "float64", "native")
+        measured = Examinee(impl, "cpu").measure(
+            abridged(make_case(name, CASES[name]), "native", False), "float64", "native"
+        )
     except ImplementationError as error:
         assert impl == "numpy" or (name == "gru reset before" and impl in ("torch", "jax"))
         assert "--engine scratch" in str(error)  # noqa: PT017
     else:
         assert measured["engine"] == "native"
+        assert differing(measured, name, "float64") == []
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_fused_engine_agrees_or_says_why_it_cannot(impl, name):
+    case = abridged(make_case(name, CASES[name]), "fused", False)
+    try:
+        measured = Examinee(impl, "cpu").measure(case, "float64", "fused")
+    except ImplementationError as error:
+        assert name not in ("lstm", "gru")
+        assert "--engine scratch" in str(error)  # noqa: PT017
+    else:
+        assert measured["engine"] == "fused"
         assert differing(measured, name, "float64") == []
 
 

@@ -1,11 +1,11 @@
-"""What only JAX has: cuDNN's weights in one vector, and its precisions."""
+"""What only JAX has: cuDNN's weights in one vector, its precisions, and programs compiled once for each shape."""
 
 import re
 
 import numpy as np
 import pytest
 
-from runner.examination import CASES, Examinee, H, at, make_case, small
+from runner.examination import BRIEF, CASES, Design, Examinee, H, at, make_case, numbers_of, small, tokens
 from runner.registry import create_model
 from shared.config import OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
@@ -47,7 +47,7 @@ def test_cudnns_weights_are_packed_as_it_reads_them(layer):
         np.testing.assert_allclose(getattr(found, field), value, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("engine", ["scratch", "native"])
+@pytest.mark.parametrize("engine", ["scratch", "fused", "native"])
 def test_bfloat16_is_float32_rounded(engine):
     tokens = CASE.batches.tokens[0]
     exact, rounded = make(engine=engine), make("bfloat16", engine)
@@ -88,7 +88,7 @@ def test_tf32_needs_a_gpu_and_leaves_other_models_exact():
     assert precisions(model) == {"HIGHEST"}
 
 
-@pytest.mark.parametrize("engine", ["scratch", "native"])
+@pytest.mark.parametrize("engine", ["scratch", "fused", "native"])
 def test_each_model_keeps_its_own_precision(engine):
     """Whatever the process is set to, forward and backward."""
     import jax
@@ -115,6 +115,66 @@ def precisions(model):
 def test_the_layer_that_ran_is_told(model, layer):
     kernel = create_model("jax", model, OptimizerConfig(), 11, RuntimeConfig("native", "cpu")).kernel
     assert f"flax.linen.{layer} under linen.RNN" in kernel
+
+
+ONE_HOT = make_case("lstm one-hot", Design(small("lstm", 1, embedding_size=0), ("adam",), BRIEF))
+
+
+@pytest.mark.parametrize("case", [CASE, make_case("gru", CASES["gru"]), ONE_HOT], ids=lambda case: case.name)
+def test_the_fused_engine_writes_the_same_text(case):
+    """Its tokens read a table, made once: they must be those of the scratch engine, one by one."""
+    scratch, fused = (
+        numbers_of(tokens(Examinee("jax", "cpu").create(case, "float64", engine), case))
+        for engine in ("scratch", "fused")
+    )
+    for name, expected in scratch.items():
+        np.testing.assert_array_equal(fused[name], expected, err_msg=name)
+
+
+@pytest.mark.parametrize(("times", "table"), [(6, (28, 11)), (2, (28, 5))])  # 18 or 6 tokens, of a vocabulary of 11
+def test_the_embedding_is_folded_where_tokens_outnumber_symbols(times, table):
+    from impl_jax.model import _weights
+
+    batch = at(CASE.batches, 0)
+    short = Batch(batch.tokens[:, :times], batch.targets[:, :times], np.ones((3, times), bool), batch.reset)
+    found = []
+    for engine in ("scratch", "fused"):
+        model = make("float64", engine)
+        found.append(model.loss_and_gradients(short, model.load_state(CASE.state)))
+    read = _weights(model._network, model._parameters, short.tokens.size)
+    assert read["rnn.weight_ih_l0"].shape == table
+    (loss, expected, _), (fused_loss, gradients, _) = found
+    assert abs(fused_loss - loss) < 1e-14
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert list(ours) == list(theirs)
+        for name, value in theirs.items():
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-14, err_msg=name)
+
+
+def test_the_fused_engine_compiles_no_more_programs():
+    """One for each shape of the batches, like the scratch engine, and none when a shape comes again."""
+    from impl_jax.model import _train_steps
+
+    compiled = {}
+    for engine in ("scratch", "fused"):
+        # Sizes of no other test: what is compiled is kept.
+        case = make_case("lstm", Design(small("lstm", 1, embedding_size=9), ("sgd",)))
+        model = Examinee("jax", "cpu").create(case, "float32", engine)
+        state, before = model.load_state(case.state), _train_steps._cache_size()
+        for steps in (2, 3, 2, 3):
+            state = model.train_steps(at(case.batches, slice(0, steps)), state, np.full(steps, 0.1)).state
+        compiled[engine] = _train_steps._cache_size() - before
+    assert compiled == {"scratch": 2, "fused": 2}
+
+
+@pytest.mark.parametrize("options", [{"cell": "rnn"}, {"cell": "wrnn"}, {"cell": "gru", "gru_reset": "before"}])
+def test_the_fused_engine_says_which_cells_it_has(options):
+    with pytest.raises(ImplementationError, match=r"--cell lstm, and --cell gru .* --engine scratch"):
+        create_model("jax", small(**options), OptimizerConfig(), 11, RuntimeConfig("fused", "cpu"))
+
+
+def test_the_fused_engine_is_told():
+    assert "written-out gradient" in make(engine="fused").kernel
 
 
 @pytest.mark.gpu

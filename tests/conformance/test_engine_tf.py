@@ -140,12 +140,114 @@ def test_the_native_engine_is_the_scratch_engine(tf, name):
     ("model", "runtime", "reason"),
     [
         (small(cell="wrnn"), {"engine": "native"}, "wrnn.*--engine scratch"),
+        (small(cell="wrnn"), {"engine": "fused"}, "not wrnn: use --engine scratch"),
+        (small(cell="gru", gru_reset="before"), {"engine": "fused"}, "not gru-before: use --engine scratch"),
         (small(), {"dtype": "tf32"}, "NVIDIA GPUs from Ampere on.*--dtype float32"),
     ],
 )
 def test_what_cannot_run_is_refused_with_the_reason(model, runtime, reason):
     with pytest.raises(ImplementationError, match=reason):
         make(model, **runtime)
+
+
+FUSED = {
+    "lstm": {},
+    "lstm one-hot": {"embedding_size": 0},
+    "lstm tied, dropout": {"tied_weights": True, "embedding_size": H, "dropout": 0.3},
+    "lstm many-to-one": {"many_to_one": True, "embedding_activation": "tanh"},
+    "gru": {"cell": "gru"},
+    "gru one-hot, residual": {"cell": "gru", "embedding_size": 0, "residual": True},
+    "gru activation, residual": {"cell": "gru", "embedding_activation": "sigmoid", "residual": True},
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_way_back_by_hand_is_the_gradient(tf, name):
+    """Loss, gradients, of the initial state too, and training: in XLA, where it trains, and outside; V < B T."""
+    model, stacked = small(**FUSED[name]), batches()
+    if model.many_to_one:
+        stacked = stacked._replace(targets=stacked.targets[:, :, 0])
+    fused, scratch = make(model, engine="fused", dtype="float64"), make(model, dtype="float64")
+    assert fused.kernel == f"backward by hand, {scratch.kernel}"
+    assert fused.engine == "fused"
+    found = []
+    for each in (fused, scratch):
+        state = each.train_steps(stacked, each.initial_state(B), np.full(K, 0.01)).state
+        loss, gradients, after = each.loss_and_gradients(first(stacked), state, 5)
+        arrays = (*gradients.parameters.values(), *gradients.initial_state.values(), *each.dump_state(after).values())
+        found.append([loss, *arrays, *each.dump_parameters().values()])
+    for left, right in zip(*found, strict=True):
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-12)
+
+
+def test_an_embedding_is_folded_where_the_vocabulary_is_small(tf):
+    """W_ih @ tanh(embedding)^T, whose columns are what layer 0 makes of the tokens."""
+    from impl_tf.fused import fold_embedding
+
+    parameters = {"embedding.weight": draw(tf, V, E), "rnn.weight_ih_l0": draw(tf, 4 * H, E)}
+    model = small(embedding_activation="tanh")
+    assert fold_embedding(model, parameters, V) is parameters
+    assert fold_embedding(small(residual=True), parameters, V + 1) is parameters
+    folded = fold_embedding(model, parameters, V + 1)
+    expected = parameters["rnn.weight_ih_l0"] @ tf.transpose(tf.tanh(parameters["embedding.weight"]))
+    assert list(folded) == ["rnn.weight_ih_l0"]
+    np.testing.assert_allclose(folded["rnn.weight_ih_l0"], expected, rtol=0, atol=1e-15)
+
+
+def test_a_vocabulary_larger_than_the_batch_keeps_its_embedding():
+    """Nothing is folded in training: the gradient of the embedding is exactly zero where a token was not used."""
+    little = Batch(*(each[:1, :2] for each in first(batches())[:3]), np.zeros(1, bool))
+    made = make(small(), engine="fused", dtype="float64")
+    gradients = made.loss_and_gradients(little, made.initial_state(1))[1].parameters["embedding.weight"]
+    unused = np.setdiff1d(np.arange(V), little.tokens)
+    assert not gradients[unused].any()
+    assert gradients[np.unique(little.tokens)].any(axis=1).all()
+
+
+def test_the_gradient_of_the_loss_is_tensorflows(tf):
+    from impl_tf.loss import token_nats
+
+    logits, targets = draw(tf, T, B, V) * 20, tf.constant(batches().targets[0].T)
+    found = []
+    for nats in (token_nats, lambda x, y: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            each = nats(logits, targets)
+            loss = tf.reduce_sum(each**2)
+        found.append((each, tape.gradient(loss, logits)))
+    for left, right in zip(*found, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-13, atol=1e-13)
+
+
+def test_comparing_pairs_draws_what_sorting_draws(tf):
+    """Among equal scores, forbidden tokens, and uniforms at both ends."""
+    from impl_tf.generate import choose_by_pairs, choose_sorted
+
+    random = np.random.default_rng(1)
+    scores = np.round(random.normal(0, 2, (300, 11)), 1)
+    scores[:100][random.random((100, 11)) < 0.4] = -np.inf
+    scores[:, 3] = 1.0
+    uniforms = random.random((300, 1))
+    uniforms[:20], uniforms[20:40] = 0, 1 - 2**-53
+    for top_k in (1, 2, 5, 11):
+        for top_p in (0.1, 0.5, 0.9, 1.0):
+            how = tf.constant(scores), tf.constant(uniforms), tf.constant(top_k), tf.constant(top_p, tf.float64)
+            assert np.array_equal(choose_by_pairs(*how), choose_sorted(*how))
+
+
+@pytest.mark.parametrize("vocabulary", [V, 150])
+def test_every_engine_writes_the_same_text(vocabulary):
+    """With a table of the tokens and without; drawn by pairs, and sorted."""
+    model = small(embedding_activation="tanh")
+    random, written = np.random.default_rng(5), []
+    parameters = {name: random.normal(0, 0.5, shape) for name, shape in parameter_shapes(model, vocabulary).items()}
+    uniforms, prompt, lengths = random.random((2, 90)), np.ones((2, 3), np.int32), np.array([1, 3], np.int32)
+    for impl, engine in (("numpy", "scratch"), ("tf", "scratch"), ("tf", "fused"), ("tf", "native")):
+        runtime = RuntimeConfig(device="cpu", engine=engine, dtype="float64")
+        made = create_model(impl, model, OptimizerConfig(), vocabulary, runtime, 0)
+        made.load_parameters(parameters)
+        written.append(made.generate(prompt, lengths, uniforms, SamplingRule(0.9, 6, 0.95)))
+    assert all(np.array_equal(each, written[0]) for each in written)
 
 
 def test_keras_on_another_framework_is_refused(monkeypatch):
@@ -180,6 +282,8 @@ def test_the_trace_is_the_scratch_engines(tf):
         ("scratch", {"cell": "wrnn", "num_layers": 1}),
         ("native", {"cell": "rnn", "num_layers": 1}),
         ("native", {"cell": "gru", "num_layers": 1}),
+        ("fused", {"cell": "gru"}),
+        ("fused", {"cell": "lstm", "embedding_size": 0}),
     ],
 )
 def test_bfloat16_is_in_the_layers_only(tf, engine, options):
@@ -232,14 +336,15 @@ def test_masks_where_words_wrap(tf, how):
                 assert np.array_equal(np.swapaxes(made(*given, rate), 0, 1), expected)
 
 
-def test_nothing_is_traced_for_another_number(tf):
+@pytest.mark.parametrize(("cell", "engine"), [("rnn", "scratch"), ("lstm", "fused")])
+def test_nothing_is_traced_for_another_number(tf, cell, engine):
     """One trace for a configuration and its shapes, whatever seed, step, learning rate or temperature."""
     from impl_tf import model as module
 
-    model = small(cell="rnn", dropout=0.3, hidden_size=H + 1)
+    model = small(cell=cell, dropout=0.3, hidden_size=H + 1)
     stacked, prompt, lengths = batches(2), np.zeros((1, 2), np.int32), np.array([2], np.int32)
     for seed in (1, 2):
-        made = make(model, OptimizerConfig(clip_value=0.5), seed)
+        made = make(model, OptimizerConfig(clip_value=0.5), seed, engine=engine)
         for number in (1, 2):
             state = made.train_steps(stacked, made.initial_state(B), np.full(2, 0.01 * number)).state
             made.evaluate(stacked, state)

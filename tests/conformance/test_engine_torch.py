@@ -9,6 +9,7 @@ from shared.contract import Batch
 from shared.errors import ImplementationError
 from shared.parameters import parameter_shapes
 from shared.random_bits import dropout_keys, keep_mask
+from shared.sampling import SamplingRule
 
 B, T, V, E, H, K = 3, 5, 9, 4, 6, 8
 LAYERS = {
@@ -120,6 +121,7 @@ def test_the_kernel_is_the_one_that_ran(torch, name):
     [
         (small(cell="wrnn"), {"engine": "native"}, "wrnn.*--engine scratch"),
         (small(cell="gru", gru_reset="before"), {"engine": "native"}, "resets after the product.*--engine scratch"),
+        (small(cell="gru", gru_reset="before"), {"engine": "fused"}, "not gru-before.*--engine scratch"),
         (small(), {"dtype": "tf32"}, "NVIDIA GPUs from Ampere on.*--dtype float32"),
     ],
 )
@@ -128,16 +130,20 @@ def test_what_cannot_run_is_refused_with_the_reason(model, runtime, reason):
         make(model, **runtime)
 
 
-def test_the_trace_is_the_scratch_engines():
+@pytest.mark.parametrize("engine", ["fused", "native"])
+def test_the_trace_is_the_scratch_engines(engine):
     batch = Batch(*(each[0] for each in batches()))
-    native, scratch = make(small(), engine="native", dtype="float64"), make(small(), dtype="float64")
-    traced, expected = (each.trace(batch, each.initial_state(B)) for each in (native, scratch))
+    model = small(embedding_size=64)
+    other, scratch = make(model, engine=engine, dtype="float64"), make(model, dtype="float64")
+    traced, expected = (each.trace(batch, each.initial_state(B)) for each in (other, scratch))
     assert traced.keys() == expected.keys() >= {"forget_gate_l1", "logits"}
     assert all(np.array_equal(traced[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("engine", ["scratch", "native"])
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize(
+    ("cell", "engine"),
+    [*((cell, engine) for cell in ("lstm", "gru") for engine in ("scratch", "fused", "native")), ("rnn", "native")],
+)
 def test_bfloat16_is_in_the_layers_only(torch, cell, engine):
     """Near float32, further than its rounding; what crosses the border, and what the optimizer keeps, is float32."""
     model = small(cell=cell, num_layers=3, dropout=0.2, residual=True)
@@ -154,6 +160,81 @@ def test_bfloat16_is_in_the_layers_only(torch, cell, engine):
     # A weight that bfloat16 could not hold has moved by less than bfloat16 could tell.
     assert any((each.astype(np.float32) != torch.tensor(each).bfloat16().float().numpy()).any() for each in arrays)
     assert rounded.trace(Batch(*(each[0] for each in batches())), state)["hidden_l2"].dtype == np.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"tied_weights": True, "embedding_size": H}, {"residual": True}], ids=str)
+@pytest.mark.parametrize(("embedding", "folds"), [(0, False), (4, False), (64, True)])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_fused_engine_computes_the_same(torch, monkeypatch, cell, embedding, folds, options):
+    """Loss, gradients, states, tokens; vectors of more numbers than there are tokens are folded into the weight."""
+    from impl_torch import fused
+
+    monkeypatch.setattr(fused, "folding_pays", lambda V, E, steps: folds)
+    sizes = {"embedding_size": embedding, "embedding_activation": "tanh" if embedding else "none"}
+    model, results = small(cell=cell, dropout=0.3, **{**sizes, **options}), []
+    for engine in ("scratch", "fused"):
+        made = make(model, engine=engine, dtype="float64")
+        state = made.logits(batches().tokens[1], made.initial_state(B))[1]
+        loss, gradients, after = made.loss_and_gradients(Batch(*(each[0] for each in batches())), state, 3)
+        written = made.generate(*prompts(), SamplingRule(end=2))
+        state, given = made.dump_state(after), gradients.initial_state
+        results.append([loss, *gradients.parameters.values(), *given.values(), *state.values(), written])
+    for own, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(own, expected, rtol=0, atol=1e-14)
+
+
+def prompts():
+    random = np.random.default_rng(5)
+    return random.integers(0, V, (B, 3)).astype(np.int32), np.array([1, 3, 2], np.int32), random.random((B, 20))
+
+
+def test_what_a_token_adds_is_looked_up_where_that_is_less_work(torch):
+    """A table of the whole vocabulary, or each token by itself: the same tokens."""
+    for model in (small(), small(embedding_size=0, residual=True), small(cell="wrnn", residual=True)):
+        made, few = make(model, dtype="float64"), prompts()
+        one = made.generate(few[0][:1, :1], few[1][:1], few[2][:1, :4], SamplingRule())  # 5 tokens of 9
+        assert np.array_equal(made.generate(few[0][:1, :1], few[1][:1], few[2][:1], SamplingRule())[:, :4], one)
+
+
+def test_folding_pays_where_there_are_fewer_products():
+    from impl_torch.fused import folding_pays
+
+    assert folding_pays(65, 512, 6400)
+    assert not folding_pays(5416, 512, 3136)
+    assert not folding_pays(65, 512, 64)
+
+
+def test_gradients_through_onednns_product(torch):
+    from impl_torch.fused import OneDNN, dense, why_no_onednn
+
+    if why_no_onednn(torch.float32, "cpu"):
+        pytest.skip(why_no_onednn(torch.float32, "cpu"))
+    assert dense(torch.ones(T, B, H), torch.ones(V, H), torch.ones(V)).grad_fn is None
+    given = [draw(torch, *shape).detach().float().requires_grad_() for shape in ((T, B, H), (V, H), (V,))]
+    product = dense(*given)
+    assert isinstance(product.grad_fn.next_functions[0][0], OneDNN._backward_cls)
+    gradients = torch.autograd.grad((product**2).sum(), given)
+    expected = torch.autograd.grad((torch.nn.functional.linear(*given) ** 2).sum(), given)
+    for own, like in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(own, like, rtol=1e-5, atol=1e-5)
+    assert make(small(), engine="fused").kernel.endswith("logits: oneDNN")
+    assert "oneDNN's product is for float32" in make(small(), engine="fused", dtype="float64").kernel
+
+
+def test_a_torch_without_the_private_product_says_so(torch, monkeypatch):
+    from impl_torch import fused
+
+    def gone(*arguments):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(fused, "onednn", gone)
+    fused.why_no_onednn.cache_clear()
+    try:
+        made = make(small(), engine="fused")
+        assert "ATen (this torch has no oneDNN product: '_OpNamespace'" in made.kernel
+        assert made.train_steps(batches(), made.initial_state(B), np.full(K, 0.01)).finite.all()
+    finally:
+        fused.why_no_onednn.cache_clear()
 
 
 def test_masks_where_words_wrap_and_signs_turn(torch):

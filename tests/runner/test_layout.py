@@ -23,6 +23,7 @@ BY_HAND = {
         "reset_before_weights_backward",
     },
     "wrnn.py": {"wrnn_step_backward", "wrnn_weights_backward"},
+    "fused.py": {"unroll_fused_backward"},
     "unroll.py": {"Layer", "unroll_backward", "unroll_layers_backward", "multiply_backward", "shift"},
     "loss.py": {"mean_nats_backward", "predictions_backward"},
 }
@@ -54,6 +55,7 @@ COMMON = {
         "shortcut",
     ],
     "native.py": ["require_native", "native_kernel", "unroll_native"],
+    "fused.py": ["require_fused", "unroll_fused"],
     "formats.py": ["save_layers", "load_layers", "logits_of_layers"],
     "loss.py": ["token_nats", "mean_nats", "score", "predictions"],
     "optimizer.py": ["Arrays", "init_slots", "global_norm", "clip", "clip_by_value", "clip_by_global_norm", "update"],
@@ -61,8 +63,11 @@ COMMON = {
     "model.py": ["create_model", "Model", "zero_rows"],
 }
 """Public symbols that every implementation has, in this order; each may have helpers of its own between them."""
-MISSING = {("impl_numpy", "native.py"): {"native_kernel", "unroll_native"}}
-"""NumPy has no layers of its own, and says so."""
+MISSING = {
+    ("impl_numpy", "native.py"): {"native_kernel", "unroll_native"},
+    ("impl_numpy", "loss.py"): {"mean_nats"},
+}
+"""NumPy has no layers of its own, and says so; its loss comes with the gradient, in one pass."""
 ABSENT = {("impl_numpy", "formats.py")}
 """Nor are there files of such layers."""
 FILES = [(package, file) for package in PACKAGES for file in COMMON if (package, file) not in ABSENT]
@@ -112,7 +117,7 @@ def test_same_symbols_in_the_same_order(package, file):
 @pytest.mark.parametrize("package", PACKAGES[1:])
 @pytest.mark.parametrize("file", COMMON)
 def test_same_signatures(package, file):
-    pattern = "impl_torch" if file in ("native.py", "unroll.py", "formats.py") else "impl_numpy"
+    pattern = "impl_torch" if file in ("native.py", "fused.py", "unroll.py", "loss.py", "formats.py") else "impl_numpy"
     for name in COMMON[file]:
         if (file, name) == ("optimizer.py", "update"):
             continue  # the step is a number on the host in NumPy, an array elsewhere: names are compared below
@@ -126,9 +131,8 @@ def test_the_same_arguments_where_types_differ(package):
         return [argument.arg for argument in found.args.args]
 
     assert names(package, "optimizer.py", "update") == names("impl_numpy", "optimizer.py", "update")
-    # Where a framework has layers of its own, the engine is one argument more.
-    common = names("impl_numpy", "unroll.py", "unroll_layers")
-    assert names(package, "unroll.py", "unroll_layers") == [*common, "engine"]
+    # What an engine is differs: NumPy's holds the way back, too.
+    assert names(package, "unroll.py", "unroll_layers") == names("impl_numpy", "unroll.py", "unroll_layers")
     for name in ("cell_of", "layer_weights", "multiply", "unroll", "shortcut"):
         assert signature(package, "unroll.py", name) == signature("impl_numpy", "unroll.py", name), name
 
