@@ -261,7 +261,7 @@ def test_a_missing_framework_says_which_extra(tmp_path):
 
 
 def test_help_is_quick(tmp_path):
-    """Nothing heavy is imported, and what is costs no more than three times the command-line library alone (twice here).
+    """Nothing heavy is imported, and all of it costs at most three times the command-line library (twice here).
 
     Times of one processor, in turns: neither a busy nor a slow machine changes their ratio much.
     """
