@@ -1,8 +1,8 @@
 """Settings that are read once, when NumPy or a framework loads: so this runs first, with the standard library only.
 
-Every implementation has its own way to limit threads (JAX heeds NPROC, not OMP). Passive waiting, because OpenMP's
-spinning threads starve a machine that is shared. All settings are environment variables, so that worker processes
-inherit them, and what the user has set stays.
+Every implementation has its own way to limit threads (JAX heeds NPROC, not OMP). Where several processes compute at
+once, threads wait passively, because OpenMP's spinning ones starve each other; one alone is faster if they spin. All
+settings are environment variables, so that worker processes inherit them, and what the user has set stays.
 """
 
 import ctypes
@@ -78,17 +78,9 @@ def settings(runtime: RuntimeConfig, workers: int = 1) -> dict[str, str]:
     if not runtime.tuning:
         return {}
     count = str(runtime.threads or max(1, available_cores() // workers))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
-    # A step's product is too small to share: a second OpenBLAS thread, which spins while it waits, gains nothing on an
-    # idle machine and costs a factor of ten on a busy one.
-    blas = {"OPENBLAS_NUM_THREADS": str(runtime.threads or 1)}
-    return {
-        **dict.fromkeys(names, count),
-        **blas,
-        "TF_NUM_INTEROP_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **tuned(),
-    }
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if workers > 1 else {}
+    return {**dict.fromkeys(names, count), "TF_NUM_INTEROP_THREADS": "1", **waiting, **tuned()}
 
 
 def tuned() -> dict[str, str]:
