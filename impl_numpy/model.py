@@ -196,11 +196,15 @@ class Model:
         activation, folds = self._model.embedding_activation, self._folds(count)
         parameters = fold(self._parameters, activation) if folds else self._parameters
         step = stepper(self._model, parameters) if self._engine is FUSED else self._step_plainly
+        # Laid out anew once: the product of some rows is then up to a third faster.
+        decoder, bias = np.ascontiguousarray(self._decoder().T), self._parameters["decoder.bias"]
 
         def advance(tokens: Array, state: State) -> tuple[Array, State]:
             inputs = tokens if folds else embed(tokens, parameters, activation)
             outputs, state = step(inputs, state)
-            return self._decode(outputs), state
+            logits = outputs @ decoder
+            logits += bias
+            return logits, state
 
         return advance
 

@@ -22,7 +22,7 @@ def asked(rule: SamplingRule) -> SamplingRule:
     another compiles nothing anew."""
     wanted = rule.temperature > 0, rule.top_k > 0, rule.top_p < 1, rule.end >= 0
     numbers = map(tf.constant, rule, (tf.float64, tf.int32, tf.float64, tf.int32))
-    return SamplingRule(*(number if want else None for number, want in zip(numbers, wanted, strict=True)))
+    return SamplingRule(*(each if want else None for each, want in zip(numbers, wanted, strict=True)))  # type: ignore[arg-type]
 
 
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:

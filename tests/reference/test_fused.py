@@ -139,6 +139,20 @@ def test_the_loss_in_one_pass(rows):
     close(d_logits, (softmax - np.eye(13)[targets]) / rows)
 
 
+def test_nothing_is_sorted_unless_it_is_asked_for(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("sorted")
+
+    for name in ("sort", "argsort", "partition", "argpartition"):
+        monkeypatch.setattr(np, name, refuse)
+    logits, uniforms = np.random.default_rng(0).normal(size=(3, 300)), np.array([0.0, 0.5, 0.9])
+    for temperature in (0.0, 0.5, 1.0):
+        assert draw(logits, uniforms, SamplingRule(temperature), np.ones(300, bool)).shape == (3,)
+    for rule in (SamplingRule(1.0, 7), SamplingRule(1.0, 0, 0.9)):
+        with pytest.raises(AssertionError, match="sorted"):
+            draw(logits, uniforms, rule, None)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("kept", [6, 4, 2])
 def test_tokens_are_drawn_in_their_order_and_of_equals_the_first_are_kept(rows, kept):
