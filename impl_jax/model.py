@@ -12,7 +12,7 @@ from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_num
 from impl_jax.dropout import Dropout
 from impl_jax.embedding import embed
 from impl_jax.fused import fold_embedding, fused_kernel, unroll_fused
-from impl_jax.generate import generate
+from impl_jax.generate import asked, generate
 from impl_jax.loss import mean_nats, predictions, score
 from impl_jax.native import native_engine, native_kernel, require_native
 from impl_jax.optimizer import clip, init_slots, norms, together, update
@@ -141,13 +141,12 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = jnp.array(uniforms, device=self._place.handle)
         arrays = [self._array(each) for each in (prompt, prompt_lengths)]
-        permitted = None if allowed is None else self._array(allowed)
+        given = (None if each is None else self._array(each) for each in (forced, allowed))
         state = self.initial_state(len(prompt))
-        written = _generate(self._network, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
+        written = _generate(self._network, self._parameters, state, *arrays, draws, asked(rule), *given)
         return to_numpy(written)
 
     def _array(self, values: np.ndarray) -> Array:

@@ -144,14 +144,13 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = self._place.module.array(uniforms)
         arrays = self._array(prompt), self._array(prompt_lengths)
-        permitted = None if allowed is None else self._array(allowed)
+        given = (None if each is None else self._array(each) for each in (forced, allowed))
         state = self.initial_state(len(prompt))
         advance = self._advance(prompt.size + uniforms.size)
-        return to_numpy(generate(advance, state, *arrays, draws, rule, self._array(free), permitted))
+        return to_numpy(generate(advance, state, *arrays, draws, rule, *given))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
@@ -196,11 +195,15 @@ class Model:
         activation, folds = self._model.embedding_activation, self._folds(count)
         parameters = fold(self._parameters, activation) if folds else self._parameters
         step = stepper(self._model, parameters) if self._engine is FUSED else self._step_plainly
+        # Laid out anew once: the product of some rows is then up to a third faster.
+        decoder, bias = np.ascontiguousarray(self._decoder().T), self._parameters["decoder.bias"]
 
         def advance(tokens: Array, state: State) -> tuple[Array, State]:
             inputs = tokens if folds else embed(tokens, parameters, activation)
             outputs, state = step(inputs, state)
-            return self._decode(outputs), state
+            logits = outputs @ decoder
+            logits += bias
+            return logits, state
 
         return advance
 

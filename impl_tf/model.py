@@ -10,7 +10,7 @@ from impl_tf.arrays import Array, Device, cast, compiled, kernel, open_device, s
 from impl_tf.dropout import Dropout
 from impl_tf.embedding import embed
 from impl_tf.fused import fold_embedding, unroll_fused
-from impl_tf.generate import as_tensors, generate
+from impl_tf.generate import asked, generate
 from impl_tf.loss import mean_nats, predictions, score
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
@@ -130,10 +130,9 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
-        draws, numbers = tf.constant(uniforms), as_tensors(rule)
-        arguments = self.initial_state(len(prompt)), prompt, prompt_lengths, draws, numbers, free, allowed
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
+        draws = tf.constant(uniforms)
+        arguments = self.initial_state(len(prompt)), prompt, prompt_lengths, draws, asked(rule), forced, allowed
         return to_numpy(self._run(_generate, self._parameters, *arguments, xla=self._setup.xla))
 
     def _array(self, values: np.ndarray) -> Array:

@@ -150,17 +150,16 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = torch.tensor(uniforms, device=self._place.handle)
         arrays = self._array(prompt), self._array(prompt_lengths)
-        permitted = None if allowed is None else self._array(allowed)
+        given = (None if each is None else self._array(each) for each in (forced, allowed))
         weights, state = self._weights(), cast(self.initial_state(len(prompt)), self._place.layers)
         if self.engine == "native":
             advance: Advance = partial(self._advance, weights)
         else:
             advance = stepper(self._model, weights, partial(self._decode, weights), prompt.size + uniforms.size)
-        return to_numpy(generate(advance, state, *arrays, draws, rule, self._array(free), permitted))
+        return to_numpy(generate(advance, state, *arrays, draws, rule, *given))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)

@@ -10,6 +10,7 @@ from runner.registry import create_model
 from shared.config import OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.errors import ImplementationError
+from shared.sampling import SamplingRule
 
 CASE = make_case("lstm", CASES["lstm"])
 
@@ -183,3 +184,19 @@ def test_cudnn_runs_on_a_gpu():
     assert "cuDNN" in model.kernel
     measured = Examinee("jax", "cuda").measure(CASE, "float32", "native")
     assert "cuDNN" in measured["kernel"]
+
+
+def test_nothing_is_sorted_unless_it_is_asked_for():
+    """And another number compiles nothing anew."""
+    import jax
+
+    from impl_jax.generate import asked, draw
+
+    logits, uniforms = np.zeros((2, 300), np.float32), np.array([0.2, 0.8])
+
+    def compiled(rule):
+        return str(jax.make_jaxpr(lambda numbers: draw(logits, uniforms, numbers, None))(asked(rule)))
+
+    assert not any(" sort[" in compiled(SamplingRule(temperature)) for temperature in (0.0, 0.7, 1.0))
+    assert all(" sort[" in compiled(rule) for rule in (SamplingRule(1.0, 3), SamplingRule(1.0, 0, 0.5)))
+    assert compiled(SamplingRule(0.7, 3)) == compiled(SamplingRule(0.9, 5))

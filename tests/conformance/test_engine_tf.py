@@ -222,25 +222,9 @@ def test_the_gradient_of_the_loss_is_tensorflows(tf):
         np.testing.assert_allclose(left, right, rtol=1e-13, atol=1e-13)
 
 
-def test_comparing_pairs_draws_what_sorting_draws(tf):
-    """Among equal scores, forbidden tokens, and uniforms at both ends."""
-    from impl_tf.generate import choose_by_pairs, choose_sorted
-
-    random = np.random.default_rng(1)
-    scores = np.round(random.normal(0, 2, (300, 11)), 1)
-    scores[:100][random.random((100, 11)) < 0.4] = -np.inf
-    scores[:, 3] = 1.0
-    uniforms = random.random((300, 1))
-    uniforms[:20], uniforms[20:40] = 0, 1 - 2**-53
-    for top_k in (1, 2, 5, 11):
-        for top_p in (0.1, 0.5, 0.9, 1.0):
-            how = tf.constant(scores), tf.constant(uniforms), tf.constant(top_k), tf.constant(top_p, tf.float64)
-            assert np.array_equal(choose_by_pairs(*how), choose_sorted(*how))
-
-
 @pytest.mark.parametrize("vocabulary", [V, 150])
 def test_every_engine_writes_the_same_text(vocabulary):
-    """With a table of the tokens and without; drawn by pairs, and sorted."""
+    """With a table of the tokens and without; drawn token by token, and by blocks."""
     model = small(embedding_activation="tanh")
     random, written = np.random.default_rng(5), []
     parameters = {name: random.normal(0, 0.5, shape) for name, shape in parameter_shapes(model, vocabulary).items()}
