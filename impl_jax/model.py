@@ -11,7 +11,7 @@ from jax import lax
 from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_numpy
 from impl_jax.dropout import Dropout
 from impl_jax.embedding import embed
-from impl_jax.fused import fold_embedding, fused_kernel, require_fused, unroll_fused
+from impl_jax.fused import fold_embedding, fused_kernel, unroll_fused
 from impl_jax.generate import generate
 from impl_jax.loss import mean_nats, predictions, score, unmasked
 from impl_jax.native import native_engine, native_kernel, require_native
@@ -20,6 +20,7 @@ from impl_jax.unroll import Engine, Record, cell_of, unroll, unroll_layers
 from shared.batching import unmasked_rows
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -57,8 +58,8 @@ class Model:
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        self.device, self.engine = self._place.name, runtime.engine
-        engine, self.kernel = choose_engine(runtime.engine, model, self._place)
+        self.device, self.engine = self._place.name, engine_of(runtime, model)
+        engine, self.kernel = choose_engine(self.engine, model, self._place)
         keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
         self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
@@ -169,7 +170,6 @@ def choose_engine(engine: str, model: ModelConfig, device: Device) -> tuple[Engi
         require_native(model, device)
         return native_engine(model, device), native_kernel(model, device)
     if engine == "fused":
-        require_fused(model, device)
         return unroll_fused, fused_kernel(device)
     return unroll, kernel(device)
 

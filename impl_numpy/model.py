@@ -5,7 +5,7 @@ import numpy as np
 from impl_numpy.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_numpy.dropout import Dropout
 from impl_numpy.embedding import embed, embed_backward, fold, fold_backward
-from impl_numpy.fused import FUSED, require_fused, stepper
+from impl_numpy.fused import FUSED, stepper
 from impl_numpy.generate import Advance, generate
 from impl_numpy.loss import (
     mean_nats_backward,
@@ -20,6 +20,7 @@ from impl_numpy.optimizer import clip, init_slots, norms, together, update
 from impl_numpy.unroll import SCRATCH, cell_of, unroll_layers, unroll_layers_backward
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -47,12 +48,10 @@ class Model:
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        if runtime.engine == "native":
+        self.device, self.engine, self.kernel = self._place.name, engine_of(runtime, model), kernel(self._place)
+        if self.engine == "native":
             require_native(model, self._place)
-        if runtime.engine == "fused":
-            require_fused(model, self._place)
-        self._engine = FUSED if runtime.engine == "fused" else SCRATCH
-        self.device, self.engine, self.kernel = self._place.name, runtime.engine, kernel(self._place)
+        self._engine = FUSED if self.engine == "fused" else SCRATCH
         self._dropout_keys = tuple(dropout_keys(seed, layer) for layer in range(model.num_layers))
         self._shapes = parameter_shapes(model, vocabulary_size)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now

@@ -9,7 +9,7 @@ import tensorflow as tf
 from impl_tf.arrays import Array, Device, cast, compiled, kernel, open_device, scan, swap_axes, to_array, to_numpy
 from impl_tf.dropout import Dropout
 from impl_tf.embedding import embed
-from impl_tf.fused import fold_embedding, require_fused, unroll_fused
+from impl_tf.fused import fold_embedding, unroll_fused
 from impl_tf.generate import as_tensors, generate
 from impl_tf.loss import mean_nats, predictions, score, unmasked
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
@@ -19,6 +19,7 @@ from impl_tf.unroll import Engine, cell_of, times, unroll, unroll_layers
 from shared.batching import unmasked_rows
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -43,14 +44,12 @@ class Model:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
         engine: Engine = unroll
-        self.kernel = kernel(self._place)
-        if runtime.engine == "fused":
-            require_fused(model, self._place)
+        self.device, self.engine, self.kernel = self._place.name, engine_of(runtime, model), kernel(self._place)
+        if self.engine == "fused":
             engine, self.kernel = unroll_fused, f"backward by hand, {self.kernel}"
-        if runtime.engine == "native":
+        if self.engine == "native":
             require_native(model, self._place)
             engine, self.kernel = native_engine(model, self._place), native_kernel(model, self._place)
-        self.device, self.engine = self._place.name, runtime.engine
         self._dropout_keys = self._array(np.array([dropout_keys(seed, k) for k in range(model.num_layers)], np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
         names = tuple(self._shapes)

@@ -9,7 +9,7 @@ import torch
 from impl_torch.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_torch.dropout import Dropout
 from impl_torch.embedding import embed
-from impl_torch.fused import dense, fold, fused_kernel, require_fused, unroll_fused
+from impl_torch.fused import dense, fold, fused_kernel, unroll_fused
 from impl_torch.generate import Advance, generate, stepper
 from impl_torch.loss import mean_nats, predictions, score, unmasked
 from impl_torch.native import native_kernel, require_native, unroll_native
@@ -17,6 +17,7 @@ from impl_torch.optimizer import clip, init_slots, norms, together, update
 from impl_torch.unroll import Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -40,14 +41,13 @@ class Model:
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
+        self.device, self.engine = self._place.name, engine_of(runtime, model)
         self._unroll, self.kernel = unroll, kernel(self._place)
-        if runtime.engine == "native":
+        if self.engine == "native":
             require_native(model, self._place)
             self._unroll, self.kernel = unroll_native, native_kernel(model, self._place)
-        elif runtime.engine == "fused":
-            require_fused(model, self._place)
+        elif self.engine == "fused":
             self._unroll, self.kernel = unroll_fused, fused_kernel(model, self._place)
-        self.device, self.engine = self._place.name, runtime.engine
         self._dropout_keys = self._array(np.array([dropout_keys(seed, layer) for layer in range(model.num_layers)]))
         self._shapes = parameter_shapes(model, vocabulary_size)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now

@@ -71,7 +71,7 @@ class LanguageModel(Protocol):
     """
 
     device: str  # "cpu", or "cuda:0 (NVIDIA H200)"
-    engine: str  # "scratch": the cell written out; "fused": as fast as we can; "native": the framework's own layer
+    engine: str  # what runs: "scratch", "fused" or "native" (`shared.engines`), never "auto"
     kernel: str  # what multiplies and loops, e.g. "lax.scan, XLA", or "torch.nn.LSTM, cuDNN"
 
     def load_parameters(self, parameters: Arrays) -> None:

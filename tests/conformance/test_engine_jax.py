@@ -186,7 +186,7 @@ def test_few_programs_serve_all_masks():
 
 @pytest.mark.parametrize("options", [{"cell": "rnn"}, {"cell": "wrnn"}, {"cell": "gru", "gru_reset": "before"}])
 def test_the_fused_engine_says_which_cells_it_has(options):
-    with pytest.raises(ImplementationError, match=r"--cell lstm, and --cell gru .* --engine scratch"):
+    with pytest.raises(ImplementationError, match=r"--cell lstm, and for --cell gru .* --engine auto"):
         create_model("jax", small(**options), OptimizerConfig(), 11, RuntimeConfig("fused", "cpu"))
 
 

@@ -115,7 +115,7 @@ def test_the_same_tokens(model, written, rows):
 
 @pytest.mark.parametrize("cell", ["rnn", "wrnn"])
 def test_other_cells_are_refused(cell):
-    with pytest.raises(ImplementationError, match=r"written for lstm and gru-after, not for .*: use --engine scratch"):
+    with pytest.raises(ImplementationError, match=r"written for --cell lstm, .*, not for .*: use --engine auto"):
         create_model(ModelConfig(cell=cell), OptimizerConfig(), V, RuntimeConfig(device="cpu", engine="fused"))
 
 

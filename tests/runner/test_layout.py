@@ -55,7 +55,7 @@ COMMON = {
         "shortcut",
     ],
     "native.py": ["require_native", "native_kernel", "unroll_native"],
-    "fused.py": ["require_fused", "unroll_fused"],
+    "fused.py": ["unroll_fused"],
     "formats.py": ["save_layers", "load_layers", "logits_of_layers"],
     "loss.py": ["token_nats", "mean_nats", "score", "predictions", "unmasked"],
     "optimizer.py": ["Arrays", "init_slots", "global_norm", "clip", "clip_by_value", "clip_by_global_norm", "update"],
