@@ -117,8 +117,8 @@ class Model:
         for k in range(len(batches.tokens)):
             batch = at(stacked, k)
             outputs, state = self._outputs(batch.tokens.T, zero_rows(state, batch.reset))
-            outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
-            sums += [float(each) for each in score(self._decode(outputs), targets, mask)]
+            rows, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one))
+            sums += [float(each) for each in score(self._decode(rows), targets, mask)]
         return Evaluation(float(sums[0]), int(sums[1]), int(sums[2]), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
@@ -235,7 +235,7 @@ class Model:
         """Loss, gradients at the outputs [T, B, H] and of the decoder's parameters."""
         many_to_one = self._model.many_to_one
         chosen, targets, mask = predictions(outputs, batch, many_to_one)
-        rows, wanted = unmasked(chosen, targets, mask)
+        rows, wanted, _ = unmasked(chosen, targets, mask)
         loss, d_logits = mean_nats_backward(self._decode(rows), wanted)
         d_rows = (self._decoder().T @ d_logits.T).T
         d_outputs = predictions_backward(unmasked_backward(d_rows, mask), outputs, batch, many_to_one)

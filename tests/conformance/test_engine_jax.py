@@ -168,6 +168,23 @@ def test_the_fused_engine_compiles_no_more_programs():
     assert compiled == {"scratch": 2, "fused": 2}
 
 
+def test_few_programs_serve_all_masks():
+    """One for each number of rows, not one for each batch."""
+    from impl_jax.model import PARTS, _evaluate, _train_steps
+
+    config, steps = small("lstm", 1, hidden_size=H + 3), 24
+    model = create_model("jax", config, OptimizerConfig(), 11, RuntimeConfig(device="cpu"))
+    state, before = model.initial_state(1), (_train_steps._cache_size(), _evaluate._cache_size())
+    for count in range(1, steps + 1):
+        tokens = np.full((1, 1, steps), count % 11, np.int32)
+        stacked = Batch(tokens, tokens, np.arange(steps) < np.full((1, 1, 1), count), np.zeros((1, 1), bool))
+        model.evaluate(stacked, state)
+        if 12 < count <= 18:  # two eighths
+            model.train_steps(stacked, state, np.array([0.1]))
+    assert _train_steps._cache_size() - before[0] == 2
+    assert _evaluate._cache_size() - before[1] == PARTS
+
+
 @pytest.mark.parametrize("options", [{"cell": "rnn"}, {"cell": "wrnn"}, {"cell": "gru", "gru_reset": "before"}])
 def test_the_fused_engine_says_which_cells_it_has(options):
     with pytest.raises(ImplementationError, match=r"--cell lstm, and for --cell gru .* --engine auto"):

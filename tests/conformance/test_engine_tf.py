@@ -346,6 +346,20 @@ def test_nothing_is_traced_for_another_number(tf, cell, engine):
     assert outer.experimental_get_tracing_count() == 2  # training and evaluation
 
 
+def test_few_programs_serve_all_masks():
+    """One for each number of rows, not one for each batch."""
+    from impl_tf import model as module
+
+    made, steps = make(small(hidden_size=H + 3, num_layers=1)), 16
+    state = made.initial_state(1)
+    for count in range(1, steps + 1):
+        tokens = np.full((1, 1, steps), count % V, np.int32)
+        stacked = Batch(tokens, tokens, np.arange(steps) < np.full((1, 1, 1), count), np.zeros((1, 1), bool))
+        made.evaluate(stacked, state)
+    score = module.compiled(module._score, made._setup, True)
+    assert score.experimental_get_tracing_count() == module.PARTS
+
+
 @pytest.mark.parametrize("optimizer", ["nesterov", "adagrad", "rmsprop", "adamw"])
 def test_a_step_that_is_not_finite_leaves_every_rule_alone(optimizer):
     config = OptimizerConfig(optimizer=optimizer, dialect="keras", rmsprop_momentum=0.5 * (optimizer == "rmsprop"))
