@@ -295,6 +295,16 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write the page of a run, a comparison or a study anew: one HTML file that loads nothing, its figures as SVG and
+    PNG beside it."""
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """The folder of a run, finished or not, of a comparison, or of a study, whose folders are runs."""
+    device: ClassVar[str] = "cpu"
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Versions, devices, matrix kernels, threads, fonts; what is missing and how to install it."""
 
@@ -309,9 +319,10 @@ COMMANDS: dict[str, Any] = {
     "convert": Convert,
     "corpora": Corpora,
     "differences": Differences,
+    "report": Report,
     "doctor": Doctor,
 }
-Options = Train | Sample | Evaluate | Check | Compare | Bench | Convert | Corpora | Differences | Doctor
+Options = Train | Sample | Evaluate | Check | Compare | Bench | Convert | Corpora | Differences | Report | Doctor
 
 DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""

@@ -134,19 +134,35 @@ def make_run(folder, name="唐詩", result=True, samples="temperature 0.5\n　�
         "dtype": "float32",
         "threads": 1,
         "versions": {"jax": "0.5"},
-        "corpus": {"name": name, "sha256": "cd" * 32, "unigram_perplexity": 40.0},
+        "corpus": {"name": name, "sha256": "cd" * 32, "unigram_perplexity": 40.0, "poems": True},
         "model": {"cell": "gru"},
-        "optimizer": {"betas": [0.9, 0.999]},
+        "machine": {"processor": "made up", "cores": 2},
+        "environment": {"THREADS": "1"},
+        "optimizer": {"betas": [0.9, 0.999], "clip_norm": 1.0},
         "training": {"seed": 3},
     }
     if result:
         config["result"] = {"best_loss": 1.9, "best_step": 20, "steps": 30, "seconds": 4.5, "reason": "finished"}
+        config["result"]["copied"] = {"0.5": [[0, 3]], "1.0": []}
     train = {"epoch": 0, "split": "train", "learning_rate": 2e-3}
-    lines = [train | {"step": step + 1, "loss": loss} for step, loss in enumerate(losses())]
+    lines = [
+        train | {"step": step + 1, "loss": loss, "gradient_norm": loss / 4, "tokens_per_second": 900.0 + step // 9}
+        for step, loss in enumerate(losses())
+    ]
     score = {"perplexity": 7.5, "bits_per_character": 3.0}
     lines += [{"step": 20, "epoch": 0, "split": "held-out", "loss": 1.9} | score]
     lines += [{"step": 30, "epoch": 1, "split": "held-out", "loss": 2.0} | score | {"perplexity": 8.5}]
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     (folder / "samples.txt").write_text(samples, "utf-8")
+    return folder
+
+
+def make_study(folder, names=("sgd", "adam 2", "adam 10"), **told):
+    """A folder of runs, and study.json if anything is told."""
+    for place, name in enumerate(names):
+        (folder / name).mkdir()
+        make_run(folder / name, result=place != 1)
+    if told:
+        (folder / "study.json").write_text(json.dumps(told), "utf-8")
     return folder

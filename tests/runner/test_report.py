@@ -1,16 +1,21 @@
 """The reports: whole, self-contained, truthful, and deaf to what names and texts say."""
 
 import pytest
-from made_up import IMPLS, NASTY, check_row, make_result, make_run, read_page, read_svg
+from made_up import IMPLS, NASTY, check_row, make_result, make_run, make_study, read_page, read_svg
 
-from runner.report import write_comparison, write_run_report
+from runner import report
+from runner.cli import parse
+from runner.report import runs_of, write_comparison, write_report, write_run_report, write_study_report
 from runner.text import visible
 from shared.errors import UserError
+from shared.files import strict_json
 
 
 def test_comparison_files(tmp_path):
     page = read_page(write_comparison(make_result(), tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.html", "comparison.svg", "timing.svg"]
+    pictures = [f"{name}.{kind}" for name in ("agreement", "comparison", "growth", "timing") for kind in ("png", "svg")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["comparison.html", *pictures])
+    assert all((tmp_path / each).read_bytes().startswith((b"\x89PNG", b"<?xml")) for each in pictures)
     assert "All four implementations agree" in page.text
     assert page.tags.count("svg") == 3
     assert page.text.count("日照香爐生紫煙。\n　遙看瀑布掛前川。") == 4
@@ -23,6 +28,7 @@ def test_comparison_files(tmp_path):
 
 def test_same_input_same_bytes(tmp_path):
     for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
         write_comparison(make_result(), tmp_path / folder)
     for path in (tmp_path / "first").iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
@@ -100,6 +106,8 @@ def test_failures_stand_at_the_top(tmp_path):
 
 def test_the_reference_does_not_grow_apart_from_itself(tmp_path):
     result = make_result()
+    (tmp_path / "without").mkdir()
+    (tmp_path / "with").mkdir()
     points = [{"step": 9, "max_relative_difference": 0.0}]
     reference = {"impl": "numpy", "dtype": "float64", "bound": 1e-9, "ok": True, "points": points}
     text = read_page(write_comparison(result, tmp_path / "without")).text
@@ -177,3 +185,86 @@ def test_not_a_run_directory(tmp_path, name, content, message):
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         write_run_report(tmp_path)
+
+
+def test_a_run_shows_speed_machine_and_gradient_norms(tmp_path):
+    page = read_page(write_run_report(make_run(tmp_path)))
+    assert "902901 to 903" in " ".join(page.text.split()).replace("902 901", "902901")
+    assert "made up" in page.text
+    assert "The learning rate is 0.002 throughout" in page.text
+    drawn = read_svg((tmp_path / "curves.svg").read_text("utf-8"))
+    assert "gradient norm" in drawn
+    assert "clipped" in drawn
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_copied_passages_are_marked(tmp_path):
+    page = read_page(write_run_report(make_run(tmp_path)))
+    assert [value for name, value in page.attributes if value == "copied" and name == "class"] == ["copied"] * 2
+    assert '<mark class="copied">　日照</mark>。' in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_a_comparison_is_read_back(tmp_path, capsys):
+    result = make_result()
+    result["check"] += [check_row("tf", "trace: a", float("inf"))]
+    (tmp_path / "comparison.json").write_text(strict_json(result), "utf-8")
+    assert report.run(parse(["report", str(tmp_path)])) == 0
+    page = read_page(tmp_path / "comparison.html")
+    assert "trace: a differs by inf" in page.text
+    assert "comparison.html" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_run_is_written_anew(tmp_path):
+    assert write_report(make_run(tmp_path)) == tmp_path / "report.html"
+
+
+def test_a_study(tmp_path):
+    told = {"title": "Optimizers", "note": "all of them", "command": "python -m runner study optimizers"}
+    table = {"columns": ["", "held-out"], "rows": [["sgd", 1.25], ["adam", None]]}
+    page = read_page(write_report(make_study(tmp_path, **told, table=table)))
+    for words in ("Optimizers", "all of them", "python -m runner study optimizers", "1.25", "adam 10", "not finished"):
+        assert words in page.text
+    assert page.text.index("adam 2") < page.text.index("adam 10")
+    assert page.text.count("　日照。") == 3
+    drawn = read_svg((tmp_path / "study.svg").read_text("utf-8"))
+    assert all(words in drawn for words in ("Optimizers", "sgd", "adam 10", "held-out nats", "gradient norm"))
+    assert (tmp_path / "study.png").exists()
+
+
+def test_a_study_needs_no_description(tmp_path):
+    (tmp_path / "a study").mkdir()
+    page = read_page(write_study_report(make_study(tmp_path / "a study")))
+    assert "a study" in page.text
+    assert page.text.count("python -m runner") == 3
+
+
+def test_a_study_cannot_be_acted_on(tmp_path):
+    name = NASTY.replace("/", "")
+    told = dict.fromkeys(("title", "note", "command", "created"), NASTY)
+    make_study(tmp_path, [name], **told, table={"columns": [NASTY], "rows": [[NASTY], [7]]})
+    make_run(tmp_path / name, name=NASTY, samples=f"temperature 0.5\n{NASTY}\n")
+    page = read_page(write_study_report(tmp_path))
+    assert page.text.count(visible(NASTY)) >= 7
+    read_svg((tmp_path / "study.svg").read_text("utf-8"))
+
+
+def test_runs_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["lr 10", "lr 9", "lr 9.5", "b", "a 2 of 3"]
+    assert [path.name for path in runs_of(make_study(tmp_path, names))] == ["a 2 of 3", "b", "lr 9", "lr 9.5", "lr 10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("nothing", ""),
+        ("config.json", "{"),
+        ("config.json", '{"impl": 3, "corpus": []}'),
+        ("comparison.json", "[]"),
+        ("comparison.json", '{"check": [{}], "ok": true}'),
+        ("comparison.json", '{"check": 7}'),
+    ],
+)
+def test_what_is_no_report_is_said(tmp_path, name, content):
+    (tmp_path / name).write_text(content, "utf-8")
+    with pytest.raises(UserError, match=r"config.json|not as `train`, `compare`|JSON of a comparison"):
+        report.run(parse(["report", str(tmp_path)]))
