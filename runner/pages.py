@@ -90,7 +90,16 @@ def seen(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-FORMS = {"count": ",.0f", "error": ".1e", "bound": ".2g", "loss": ".4f", "fine": ".6f", "short": ".2f", "factor": ".1f"}
+FORMS = {
+    "count": ",.0f",
+    "figure": ".5g",
+    "error": ".1e",
+    "bound": ".2g",
+    "loss": ".4f",
+    "fine": ".6f",
+    "short": ".2f",
+    "factor": ".1f",
+}
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,

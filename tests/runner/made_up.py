@@ -101,10 +101,10 @@ def read_page(path):
     html = path.read_text("utf-8")
     page = Page(html)
     assert "<script" not in html.lower()
-    assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     links = [value for name, value in page.attributes if name.endswith(("href", "src"))]
-    assert all(link.startswith("#") for link in links)
+    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in links)
     assert not [value for name, value in page.attributes if "http" in (value or "") and not is_harmless(name)]
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -166,3 +166,8 @@ def make_study(folder, names=("sgd", "adam 2", "adam 10"), **told):
     if told:
         (folder / "study.json").write_text(json.dumps(told), "utf-8")
     return folder
+
+
+def study_row(name, folder, **others):
+    place = {"name": name, "impl": "jax", "folder": folder, "command": f"python -m runner # {name}"}
+    return place | {"status": "finished", "error": "", "figures": {"held_out_loss": 1.25}} | others

@@ -5,9 +5,10 @@ Skips where no Chromium is installed; ROSETTA_BROWSER=required makes that a fail
 
 import pytest
 from browser import open_browser
-from made_up import NASTY, make_result, make_run, make_study
+from made_up import NASTY, make_result, make_run, make_study, study_row
 
-from runner.report import write_comparison, write_run_report, write_study_report
+from runner.report import write_comparison, write_run_report
+from runner.study_page import write_study_report
 from runner.text import visible
 
 ACTS = (
@@ -15,6 +16,10 @@ ACTS = (
     + "\u2067宽" * 60
 )
 LONG = "W" * 300
+PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" onload="parent.acted = 1">
+<script>parent.acted = 2; throw 3</script><image href="http://127.0.0.1:9/x.png"/><rect width="9" height="9"/></svg>"""
+"""A figure that would do more than be looked at."""
+STRANGE = "script, iframe, object, link, style ~ style, img:not([src^='data:image/svg+xml;base64,'])"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +46,11 @@ def pages(tmp_path_factory):
             result |= {"failures": [{"impl": name, "what": name}], "ok": False, "samples_identical": False}
             result["samples"][1]["text"] = text[:40]
         found["comparison", kind] = write_comparison(result, folder / "comparison")
-        table = {"columns": ["variant", name], "rows": [[name, 1.5], ["b", name]]}
-        told = {"title": name, "note": name, "command": name, "created": name, "table": table}
-        found["study", kind] = write_study_report(make_study(folder / "study", ["a", "W" * 200], **told))
+        rows = [study_row(name, "a", error=name), study_row("b", "W" * 200, status=name, impl=name, command=name)]
+        told = dict.fromkeys(("title", "source", "study"), name) | {"columns": ["held_out_loss", name], "runs": rows}
+        make_study(folder / "study", ["a", "W" * 200], **told)
+        (folder / "study/study.svg").write_text(PICTURE, "utf-8")
+        found["study", kind] = write_study_report(folder / "study")
     return found
 
 
@@ -63,7 +70,7 @@ def test_a_page_is_quiet_and_fits(browser, pages, kind, text, width, scheme):
 def test_hostile_text_is_shown_and_does_nothing(browser, pages, kind):
     browser.open(pages[kind, "hostile"], 1400)
     assert browser.ask("window.acted") is None
-    assert browser.ask("document.querySelectorAll('script, img, iframe, object, link, style ~ style').length") == 0
+    assert browser.ask(f"document.querySelectorAll({STRANGE!r}).length") == 0
     shown = browser.ask("document.body.textContent")
     assert visible(ACTS) in shown
     assert not {"\u202e", "\u2067", "\x1b"} & set(shown)
@@ -95,4 +102,5 @@ def test_chinese_is_set_in_chinese_fonts(browser, pages):
 def test_nothing_is_fetched(browser, pages):
     for page in pages.values():
         browser.open(page, 1400)
-        assert browser.ask("performance.getEntriesByType('resource').length") == 0
+        names = browser.ask("performance.getEntriesByType('resource').map(each => each.name)")
+        assert [name for name in names if not name.startswith("data:")] == []

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import NASTY
 
-from runner.pages import render, stretches
+from runner.pages import ENVIRONMENT, stretches
 from runner.text import visible
 
 
@@ -44,10 +44,10 @@ def test_nothing_is_lost(text, spans, same):
 
 
 def test_marks_within_hostile_text_stay_text():
-    values = {"title": NASTY, "told": {}, "table": None, "best": None, "figure": ""}
-    sample = {"heading": NASTY, "text": NASTY, "copied": [[0, 11], [30, 44]]}
-    run = {"name": NASTY, "config": {"impl": NASTY}, "result": {}, "best": None, "speed": None, "poems": True}
-    page = render("study", {**values, "runs": [run | {"samples": [sample], "statistics": None}]})
+    part = ENVIRONMENT.from_string(
+        "{% from 'parts.html.j2' import passage %}{{ passage(text, [[0, 11], [30, 44]], true) }}"
+    )
+    page = part.render(text=NASTY)
     assert "<script" not in page
     assert "\x1b" not in page
     assert "\u202e" not in page

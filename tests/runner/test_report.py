@@ -1,14 +1,28 @@
 """The reports: whole, self-contained, truthful, and deaf to what names and texts say."""
 
-import pytest
-from made_up import IMPLS, NASTY, check_row, make_result, make_run, make_study, read_page, read_svg
+import json
 
-from runner import report
+import pytest
+from made_up import (
+    IMPLS,
+    NASTY,
+    check_row,
+    make_result,
+    make_run,
+    make_study,
+    read_page,
+    read_svg,
+    study_row,
+)
+
+from runner import pages, report
 from runner.cli import parse
-from runner.report import runs_of, write_comparison, write_report, write_run_report, write_study_report
+from runner.report import write_comparison, write_report, write_run_report
+from runner.study_page import runs_of, write_study_report
 from runner.text import visible
 from shared.errors import UserError
 from shared.files import strict_json
+from shared.statistics import MEASURES
 
 
 def test_comparison_files(tmp_path):
@@ -65,7 +79,8 @@ OPTIONAL = ("check", "training", "growth", "timing", "samples", "agreement", "co
 
 
 @pytest.mark.parametrize("absent", OPTIONAL)
-def test_a_part_may_be_absent(tmp_path, absent):
+def test_a_part_may_be_absent(tmp_path, absent, monkeypatch):
+    monkeypatch.setattr(pages, "png", lambda *_: b"")  # eight times the same pictures
     result = make_result(impls=("numpy", "tf"))
     del result[absent]
     read_page(write_comparison(result, tmp_path))
@@ -219,33 +234,65 @@ def test_a_run_is_written_anew(tmp_path):
 
 
 def test_a_study(tmp_path):
-    told = {"title": "Optimizers", "note": "all of them", "command": "python -m runner study optimizers"}
-    table = {"columns": ["", "held-out"], "rows": [["sgd", 1.25], ["adam", None]]}
-    page = read_page(write_report(make_study(tmp_path, **told, table=table)))
-    for words in ("Optimizers", "all of them", "python -m runner study optimizers", "1.25", "adam 10", "not finished"):
+    told = {"title": "Optimizers", "source": "a report", "study": "optimizers", "columns": ["held_out_loss", "steps"]}
+    rows = [
+        study_row("plain", "sgd"),
+        study_row("Adam", "adam 2", impl="tf", status="failed", error="out of memory", figures={}),
+        study_row("to come", "elsewhere", status="waiting", figures={}),
+    ]
+    (tmp_path / "study.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", "utf-8")
+    page = read_page(write_report(make_study(tmp_path, **told, runs=rows)))
+    for words in (
+        "Optimizers",
+        "a report",
+        "python -m runner study optimizers",
+        "1.25",
+        "# to come",
+        "out of memory",
+        "failed",
+    ):
         assert words in page.text
-    assert page.text.index("adam 2") < page.text.index("adam 10")
-    assert page.text.count("　日照。") == 3
-    drawn = read_svg((tmp_path / "study.svg").read_text("utf-8"))
-    assert all(words in drawn for words in ("Optimizers", "sgd", "adam 10", "held-out nats", "gradient norm"))
-    assert (tmp_path / "study.png").exists()
+    assert "plain, jax" in page.text
+    assert page.tags.count("img") == 1
+    assert page.text.count("　日照。") == 2
+    drawn = read_svg((tmp_path / "curves.svg").read_text("utf-8"))
+    assert all(words in drawn for words in ("Optimizers", "plain", "Adam", "held-out nats", "gradient norm"))
+    assert "to come" not in drawn
+    assert (tmp_path / "curves.png").exists()
+    assert (tmp_path / "study.svg").stat().st_size == 41
 
 
 def test_a_study_needs_no_description(tmp_path):
     (tmp_path / "a study").mkdir()
     page = read_page(write_study_report(make_study(tmp_path / "a study")))
     assert "a study" in page.text
+    assert page.text.index("adam 2") < page.text.index("adam 10")
     assert page.text.count("python -m runner") == 3
+
+
+def test_a_study_that_has_not_begun(tmp_path):
+    page = read_page(write_report(make_study(tmp_path, (), title="Soon", runs=[study_row("a", "01-a")])))
+    assert "0 finished" in page.text
+
+
+def test_text_statistics_of_a_study(tmp_path):
+    make_study(tmp_path, ["a"])
+    found = {"temperature": 0.8, **dict.fromkeys(MEASURES, None), "characters": 1234}
+    (tmp_path / "a/statistics.json").write_text(json.dumps({"held_out": None, "temperatures": [found]}), "utf-8")
+    assert "1,234" in read_page(write_study_report(tmp_path)).text
 
 
 def test_a_study_cannot_be_acted_on(tmp_path):
     name = NASTY.replace("/", "")
-    told = dict.fromkeys(("title", "note", "command", "created"), NASTY)
-    make_study(tmp_path, [name], **told, table={"columns": [NASTY], "rows": [[NASTY], [7]]})
+    rows = [study_row(NASTY, name, status=NASTY, error=NASTY, command=NASTY), study_row("..", "../../etc")]
+    make_study(tmp_path, [name], **dict.fromkeys(("title", "source", "study"), NASTY), columns=[NASTY], runs=rows)
     make_run(tmp_path / name, name=NASTY, samples=f"temperature 0.5\n{NASTY}\n")
+    (tmp_path / "study.svg").write_text(
+        "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "utf-8"
+    )
     page = read_page(write_study_report(tmp_path))
-    assert page.text.count(visible(NASTY)) >= 7
-    read_svg((tmp_path / "study.svg").read_text("utf-8"))
+    assert page.text.count(visible(NASTY)) >= 8
+    read_svg((tmp_path / "curves.svg").read_text("utf-8"))
 
 
 def test_runs_are_in_the_order_of_their_numbers(tmp_path):
