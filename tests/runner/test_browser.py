@@ -14,8 +14,8 @@ from runner.text import visible
 ACTS = (
     f"{NASTY}</pre></style><style>main{{display:none}}</style><img src=x onerror=window.acted=1>&#x202e;"
     + "\u2067宽" * 60
+    + "W" * 300
 )
-LONG = "W" * 300
 PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" onload="parent.acted = 1">
 <script>parent.acted = 2; throw 3</script><image href="http://127.0.0.1:9/x.png"/><rect width="9" height="9"/></svg>"""
 """A figure that would do more than be looked at."""
