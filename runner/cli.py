@@ -300,7 +300,8 @@ class Report:
     PNG beside it."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """The folder of a run, finished or not, of a comparison, or of a study, whose folders are runs."""
+    """The folder of a run, finished or not, of a comparison, or of a study, whose folders are runs; or the file that
+    `check --json` wrote."""
     device: ClassVar[str] = "cpu"
 
 

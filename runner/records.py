@@ -61,10 +61,24 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 def read_comparison(path: Path) -> dict[str, Any]:
     """comparison.json, with infinity where it has null for it."""
     result = read_json(path, "a comparison")
-    rows = [*result.get("check", []), *[each for row in result.get("growth", []) for each in row["points"]]]
-    for row in [*rows, result.get("agreement", {})]:
-        row |= {name: math.inf for name in UNBOUNDED if name in row and row[name] is None}
+    points = [each for row in result.get("growth", []) for each in row["points"]]
+    unbounded([*result.get("check", []), *points, result.get("agreement", {})])
     return result
+
+
+def read_check(path: Path) -> dict[str, Any]:
+    """What `check --json` wrote, as a comparison that only checked."""
+    found = read_json(path, "a check")
+    unbounded(found["rows"])
+    place = ("impl", "engine", "kernel", "device")
+    participants = {row["impl"]: {name: row[name] for name in place} | {"versions": {}} for row in found["rows"]}
+    return {"participants": list(participants.values()), "check": found["rows"], "ok": found["ok"]}
+
+
+def unbounded(rows: Rows) -> None:
+    """Infinity where JSON has null for it."""
+    for row in rows:
+        row |= {name: math.inf for name in UNBOUNDED if name in row and row[name] is None}
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from runner.records import (
     best_of,
     is_poems,
     marked_samples,
+    read_check,
     read_comparison,
     read_config,
     read_metrics,
@@ -38,14 +39,16 @@ def run(options: Report) -> int:
         page = write_report(options.path)
     except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
         raise UserError(
-            f"{options.path} holds files that are not as `train`, `compare` or a study wrote them ({error})."
+            f"{options.path} holds what is not as `train`, `compare`, `check --json` or a study wrote it ({error})."
         ) from None
     say(f"Report: {page}", "bold")
     return 0
 
 
 def write_report(path: Path) -> Path:
-    """The page of whatever the folder holds."""
+    """The page of whatever the folder holds, or of what `check --json` wrote."""
+    if path.is_file():
+        return write_comparison(read_check(path), path.parent, f"{path.stem}.html")
     if (path / "comparison.json").is_file():
         return write_comparison(read_comparison(path / "comparison.json"), path)
     if (path / "config.json").is_file():
@@ -54,7 +57,7 @@ def write_report(path: Path) -> Path:
         return write_study_report(path)
     raise UserError(
         f"{path} is no folder of a run (config.json), of a comparison (comparison.json), or of a study (study.json, or "
-        "runs in its folders). Give one that `train`, `compare` or a study has written."
+        "runs in its folders). Give one that `train`, `compare` or a study has written, or the file of `check --json`."
     )
 
 
@@ -84,8 +87,8 @@ def write_run_report(run_dir: Path) -> Path:
     return run_dir / "report.html"
 
 
-def write_comparison(result: Result, folder: Path) -> Path:
-    """comparison.html and its pictures from what `compare` found; returns the page."""
+def write_comparison(result: Result, folder: Path, name: str = "comparison.html") -> Path:
+    """The page and its pictures from what `compare` found; returns the page."""
     result = {name: [] for name in LISTS} | dict(result)
     reference = result["participants"][0]["impl"] if result["participants"] else None
     grown = [row for row in result["growth"] if row["impl"] != reference]
@@ -104,8 +107,8 @@ def write_comparison(result: Result, folder: Path) -> Path:
         "samples": side_by_side(result["samples"]),
         "poems": is_poems(result.get("corpus", {})),
     }
-    write_atomically(folder / "comparison.html", render("comparison", values), make_folder=False)
-    return folder / "comparison.html"
+    write_atomically(folder / name, render("comparison", values), make_folder=False)
+    return folder / name
 
 
 def comparison_pictures(

@@ -237,6 +237,22 @@ def test_a_comparison_is_read_back(tmp_path, capsys):
     assert "comparison.html" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_check_is_a_comparison_that_only_checked(tmp_path):
+    rows = [check_row(impl, quantity) for impl in ("numpy", "tf") for quantity in ("logits", "gradient: a")]
+    path = tmp_path / "checked.json"
+    path.write_text(strict_json({"ok": True, "reference": "numpy", "rows": rows}), "utf-8")
+    page = read_page(write_report(path))
+    assert "Both implementations agree" in page.text
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "agreement.png",
+        "agreement.svg",
+        "checked.html",
+        "checked.json",
+    ]
+    path.write_text(strict_json({"ok": False, "rows": [check_row("tf", "logits", float("inf"))]}), "utf-8")
+    assert "logits differs by inf" in read_page(write_report(path)).text
+
+
 def test_a_run_is_written_anew(tmp_path):
     assert write_report(make_run(tmp_path)) == tmp_path / "report.html"
 
