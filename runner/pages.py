@@ -92,7 +92,7 @@ def seen(value: Any) -> Any:
 
 FORMS = {
     "count": ",.0f",
-    "figure": ".5g",
+    "figure": ",.5g",
     "error": ".1e",
     "bound": ".2g",
     "loss": ".4f",
