@@ -1,5 +1,6 @@
 """A headless Chromium that looks at pages as a reader would: at a width, in light or dark, with its console open."""
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -84,6 +85,4 @@ class Browser:
                 "clip": {"x": 0, "y": 0, "width": self.ask("innerWidth"), "height": height, "scale": 1},
             },
         )
-        import base64
-
         file.write_bytes(base64.b64decode(shot["data"]))
