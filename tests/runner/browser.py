@@ -1,6 +1,5 @@
 """A headless Chromium that looks at pages as a reader would: at a width, in light or dark, with its console open."""
 
-import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,15 +73,3 @@ class Browser:
     def ask(self, script: str) -> Any:
         """What a script finds out about the page."""
         return self.driver.execute_script(f"return {script}")
-
-    def picture(self, file: Path) -> None:
-        """The whole page as PNG."""
-        height = self.ask("document.documentElement.scrollHeight")
-        shot = self.driver.execute_cdp_cmd(
-            "Page.captureScreenshot",
-            {
-                "captureBeyondViewport": True,
-                "clip": {"x": 0, "y": 0, "width": self.ask("innerWidth"), "height": height, "scale": 1},
-            },
-        )
-        file.write_bytes(base64.b64decode(shot["data"]))
