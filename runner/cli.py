@@ -16,6 +16,7 @@ from runner.text import visible
 from shared.config import (
     Activation,
     CorpusConfig,
+    FormName,
     Implementation,
     ModelConfig,
     OptimizerConfig,
@@ -25,6 +26,7 @@ from shared.config import (
     ScheduleConfig,
     TrainingConfig,
     at_least,
+    needs,
     to_json,
     zero_or_more,
 )
@@ -77,14 +79,42 @@ class Sample:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     start_characters: str = ""
     """One text from each of these characters."""
+    form: FormName | None = None
+    """Write Chinese verse in this form, characters x lines: every line has its length and its mark, whatever the model
+    would rather write."""
+    acrostic: str = ""
+    """A poem whose lines begin with these four or eight characters; of five characters a line unless --form says 7x4 or
+    7x8."""
+    novelty: bool = True
+    """Mark the lines of poems that stand in the training text, where that is on this machine."""
     statistics: bool = False
     """No text, but what it is like, beside held-out text: 20,000 characters at each of five temperatures or, where
     --temperature is not its default, at that one."""
     json: Path | None = None
     """Write the statistics to this file."""
     data_dir: Path | None = None
-    """Folder with copies of the named corpora, for --statistics; also ROSETTA_DATA_DIR."""
+    """Folder with copies of the named corpora, for --statistics and --novelty; also ROSETTA_DATA_DIR."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        needs(self.json is not None, "--json", self.statistics, "writes what --statistics shows; give both")
+        needs(
+            self.start_characters != "",
+            "--start-characters",
+            not self.sampling.prompt,
+            "and --prompt exclude each other",
+        )
+        started = self.start_characters or self.sampling.prompt
+        needs(
+            self.acrostic != "",
+            "--acrostic",
+            not started,
+            "begins each line itself: no --prompt, no --start-characters",
+        )
+        formed = self.form is not None or self.acrostic != ""
+        needs(formed, "--form or --acrostic", not self.statistics, "writes poems, and --statistics measures free ones")
+        free = self.sampling.length == SamplingConfig.length
+        needs(formed, "--form or --acrostic", free, "says how long a poem is: leave --length out")
 
 
 @dataclass(frozen=True)
@@ -265,6 +295,17 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write the page of a run, a comparison or a study anew: one HTML file that loads nothing, its figures as SVG and
+    PNG beside it."""
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """The folder of a run, finished or not, of a comparison, or of a study, whose folders are runs; or the file that
+    `check --json` wrote."""
+    device: ClassVar[str] = "cpu"
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Versions, devices, matrix kernels, threads, fonts; what is missing and how to install it."""
 
@@ -279,9 +320,10 @@ COMMANDS: dict[str, Any] = {
     "convert": Convert,
     "corpora": Corpora,
     "differences": Differences,
+    "report": Report,
     "doctor": Doctor,
 }
-Options = Train | Sample | Evaluate | Check | Compare | Bench | Convert | Corpora | Differences | Doctor
+Options = Train | Sample | Evaluate | Check | Compare | Bench | Convert | Corpora | Differences | Report | Doctor
 
 DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""

@@ -1,7 +1,6 @@
 """`compare`: check, train from identical weights on identical batches, sample and time every implementation, each in a
 process of its own; one table, one page. Only one computes at a time where time is taken."""
 
-import platform
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from runner import check
 from runner.cli import Compare, command_line
 from runner.console import console, say, show_table
-from runner.environment import available_cores, in_force, processor
+from runner.environment import in_force, machine
 from runner.examination import Examinee, small_copy
 from runner.experiment import Experiment, prepare, stack_size
 from runner.participants import SAMPLE_LENGTH, Field
@@ -25,9 +24,11 @@ from runner.rundir import new_folder, refuse_existing
 from runner.sample import TEMPERATURES
 from runner.workers import Worker, WorkerError
 from shared.config import ScheduleConfig, to_json
+from shared.corpora import split
 from shared.errors import ConfigError
 from shared.files import strict_json, write_atomically
 from shared.schedules import settled, steps_of_run
+from shared.statistics import copies
 
 ROUNDS = 7
 HELD_OUT_BOUND = 1e-3  # relative spread of the held-out losses of the float32 runs
@@ -58,6 +59,7 @@ def run(options: Compare) -> int:
             field = Field(names, options, stack)
         say(f"{', '.join(field.workers)} on {experiment.corpus.name}: {result['settings']['steps']} steps each", "bold")
         compute(field, options, result)
+    mark_copies(result, experiment, options.corpus.held_out)
     result["failures"] = field.failures
     finished = {row["impl"] for row in result["growth"]}  # they come first, since differences are from the first
     result["participants"] = sorted(field.participants, key=lambda each: each["impl"] not in finished)
@@ -190,6 +192,14 @@ def sample_float64(field: Field, options: Compare, result: dict[str, Any]) -> No
     result["samples_identical"] = bool(texts) and all(len(each) == 1 for each in texts.values())
 
 
+def mark_copies(result: dict[str, Any], experiment: Experiment, held_out: float) -> None:
+    """Of each sample, the stretches that stand in the training text; texts that are the same are looked up once."""
+    texts = list({sample["text"] for sample in result["samples"]})
+    found = copies(texts, split(experiment.corpus, held_out)[0], experiment.corpus.poems) if texts else []
+    copied = dict(zip(texts, found, strict=True))
+    result["samples"] = [sample | {"copied": copied[sample["text"]]} for sample in result["samples"]]
+
+
 PARTS = {
     "check every quantity against NumPy in float64": check_cell,
     "train in float32": train_float32,
@@ -221,13 +231,7 @@ def describe(options: Compare, experiment: Experiment) -> dict[str, Any]:
     return {
         "command": command_line(f"compare --impl {options.impl}", options, Compare()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "processor": processor(),
-            "cores": available_cores(),
-            "system": platform.platform(terse=True),
-            "python": platform.python_version(),
-            "settings": " ".join(f"{name}={value}" for name, value in in_force().items()),
-        },
+        "machine": machine() | {"settings": " ".join(f"{name}={value}" for name, value in in_force().items())},
         "settings": settings | extra,
         "corpus": experiment.facts(),
         **NOTHING,

@@ -38,6 +38,16 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def machine() -> dict[str, str | int]:
+    """What stands in every result."""
+    return {
+        "processor": processor(),
+        "cores": available_cores(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
+
+
 def processor_flags() -> frozenset[str]:
     """What the first processor can do, in Linux' words ("avx512f"), and its maker ("AuthenticAMD"); else nothing."""
     try:

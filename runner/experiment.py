@@ -66,6 +66,7 @@ class Experiment:
             "sha256": self.corpus.sha256,
             "source": self.corpus.source,
             "reader": self.corpus.reader,
+            "poems": self.corpus.poems,
             "characters": sum(map(len, self.corpus.texts)),
             "vocabulary_size": len(self.vocabulary),
             "training_tokens": int(self.training.counts(len(self.vocabulary)).sum()),

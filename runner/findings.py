@@ -1,5 +1,6 @@
 """What a comparison found, arranged for its page: the verdict, what is wrong, the tables, the texts side by side."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from statistics import mode
@@ -87,7 +88,8 @@ def lines(rows: Rows, columns: Iterable[str]) -> Rows:
     for cell in values_of(rows, "cell"):
         own = [row for row in rows if row["cell"] == cell]
         worst = {name: max((row for row in own if group(row) == name), key=closeness, default=None) for name in columns}
-        found.append({"cell": cell, "worst": worst, "ok": all(row["ok"] for row in own)})
+        heats = {name: heat(row) for name, row in worst.items() if row}
+        found.append({"cell": cell, "worst": worst, "heat": heats, "ok": all(row["ok"] for row in own)})
     return found
 
 
@@ -100,6 +102,14 @@ def closeness(row: Mapping[str, Any]) -> tuple[bool, float]:
     """Failures first, then by how much of the bound is used up."""
     error = row["max_relative_error"]
     return not row["ok"], error / row["bound"] if row["bound"] else error
+
+
+def heat(row: Mapping[str, Any]) -> float:
+    """How much of its bound an error uses, from 0, a millionth or less, to 1, all of it or more, logarithmic."""
+    _, share = closeness(row)
+    if not row["ok"] or not math.isfinite(share):
+        return 1.0
+    return min(1.0, max(0.0, 1 + math.log10(share) / 6)) if share > 0 else 0.0
 
 
 def relative(timed: Rows) -> Rows:
@@ -124,4 +134,4 @@ def split_texts(rows: Rows) -> Rows:
     """Each text as what all have in common and the rest."""
     together = zip(*(row["text"] for row in rows), strict=False)
     same = sum(1 for _ in takewhile(lambda characters: len(set(characters)) == 1, together))
-    return [row | {"same": row["text"][:same], "rest": row["text"][same:]} for row in rows]
+    return [{"copied": None, **row, "same": row["text"][:same], "rest": row["text"][same:]} for row in rows]

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
 from runner.text import visible
@@ -25,6 +26,9 @@ Drawing = Callable[Concatenate[Figure, Arguments], None]
 GREY = "#777b82"
 COLOURS = {"numpy": "#2a7fc4", "torch": "#d9622b", "jax": "#1a9a72", "tf": "#b765a8"}
 """One for each implementation: told apart by colour-blind readers, and 3:1 or more against white and near-black."""
+
+PALETTE = ("#2a7fc4", "#d9622b", "#1a9a72", "#b765a8", "#a67c00", "#5f6fd0", "#c94f6d", "#4c8f3a", "#8a6d5a", "#008c95")
+"""For lines that are no implementations, in this order."""
 
 DASHES: tuple[Any, ...] = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.5)))
 WIDTH = 5.4
@@ -60,12 +64,13 @@ STYLE: dict[Any, Any] = {
 
 
 class Series(NamedTuple):
-    """The losses of a run, in nats per token, and the learning rate of each step."""
+    """The losses of a run, in nats per token, and the learning rate and gradient norm of each step."""
 
     steps: Sequence[int]
     losses: Sequence[float]
     held_out: Sequence[tuple[int, float]] = ()  # (step, loss)
     rates: Sequence[float] = ()
+    norms: Sequence[float | None] = ()  # before clipping
 
 
 def svg(draw: Drawing[Arguments], *args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
@@ -105,31 +110,112 @@ def cjk_fonts() -> list[str]:
     return [name for name in CJK if name in installed]
 
 
-def curves(figure: Figure, series: Mapping[str, Series], title: str = "", unigram: float | None = None) -> None:
-    """Training loss, raw and smoothed, and held-out loss against the step; `unigram` is a loss to beat.
+def curves(
+    figure: Figure, series: Mapping[str, Series], title: str = "", unigram: float | None = None, clip: float = 0
+) -> None:
+    """Training loss, raw and smoothed, and held-out loss against the step; `unigram` is a loss to beat, `clip` the norm
+    at which gradients are clipped, 0 for nowhere.
 
     Coinciding lines lie on each other like rings, the widest first. Where there are several runs that are not equal to
-    the last bit, a panel below shows how far each is from the first; where learning rates change, another shows them.
+    the last bit, a panel below shows how far each is from the first; where learning rates change, and where gradient
+    norms are known, others show them.
     """
     differing = differences(series)
-    scheduled = {name: run for name, run in series.items() if len(set(run.rates)) > 1}
-    heights = [3, *(1 for panel in (differing, scheduled) if panel)]
+    scheduled, measured = scheduled_of(series), measured_of(series)
+    colours = {name: colour_of(name) for name in series}
+    heights = [3, *(1 for panel in (differing, scheduled, measured) if panel)]
     figure.set_size_inches(WIDTH, 2.5 + 1.1 * len(heights))
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
-    axes = panels[0, 0]
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    draw_losses(panels[0], series, unigram)
+    figure.suptitle(shorten(title), x=0.01, ha="left")
+    below = iter(panels[1:])
+    if differing:
+        log_lines(axes := next(below), differing)
+        axes.set_ylabel(shorten(f"from {next(iter(series))}", 16))
+    if scheduled:
+        draw_rates(next(below), scheduled, colours)
+    if measured:
+        draw_norms(next(below), measured, colours, clip)
+    panels[-1].set_xlabel("step")
+
+
+def draw_losses(axes: Axes, series: Mapping[str, Series], unigram: float | None) -> None:
+    """The panel that matters."""
     for place, (name, each) in enumerate(series.items()):
         draw_run(axes, name, each, len(series) - 1 - place, place)
     if unigram is not None:
         axes.axhline(unigram, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="unigram")
-    figure.suptitle(shorten(title), x=0.01, ha="left")
     axes.set_ylabel("nats per token")
     axes.legend(**LEGEND)
-    if differing:
-        log_lines(panels[1, 0], differing)
-        panels[1, 0].set_ylabel(shorten(f"from {next(iter(series))}", 16))
+
+
+def variants(figure: Figure, series: Mapping[str, Series], title: str = "") -> None:
+    """The runs of a study against the step: held-out losses, smoothed training losses on the same scale, and learning
+    rates where they change and gradient norms where they are known. Of lines that coincide the first is the widest."""
+    scheduled, measured = scheduled_of(series), measured_of(series)
+    heights = [2, 2, *(1 for panel in (scheduled, measured) if panel)]
+    figure.set_size_inches(WIDTH, 1.2 + 1.2 * sum(heights) + 0.2 * math.ceil(len(series) / 2))
+    above, below, *others = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    below.sharey(above)
+    colours = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(series)}
+    for place, (name, run) in enumerate(series.items()):
+        look: dict[str, Any] = {"color": colours[name], "linestyle": DASHES[place // len(PALETTE) % len(DASHES)]}
+        look["linewidth"] = 1.2 + 1.6 * (1 - place / len(series))
+        steps, values = zip(*run.held_out, strict=True) if run.held_out else ((), ())
+        above.plot(steps, floats(values), marker="o", markersize=2.5, label=shorten(name, 34), **look)
+        thin = slice(None, None, max(1, len(run.steps) // POINTS))
+        below.plot(run.steps[thin], smooth(floats(run.losses))[thin], **look)
+    above.set_ylabel("held-out nats")
+    below.set_ylabel("training nats")
+    figure.suptitle(shorten(title), x=0.01, ha="left")
+    above.legend(**LEGEND | {"ncols": 2})
     if scheduled:
-        draw_rates(panels[-1, 0], scheduled)
-    panels[-1, 0].set_xlabel("step")
+        draw_rates(others[0], scheduled, colours)
+    if measured:
+        draw_norms(others[-1], measured, colours)
+    figure.axes[-1].set_xlabel("step")
+
+
+def scheduled_of(series: Mapping[str, Series]) -> dict[str, Series]:
+    """Those whose learning rate changes."""
+    return {name: run for name, run in series.items() if len(set(run.rates)) > 1}
+
+
+def measured_of(series: Mapping[str, Series]) -> dict[str, Series]:
+    """Those whose gradient norms are known."""
+    return {name: run for name, run in series.items() if np.isfinite(floats(run.norms)).any()}
+
+
+def heat_map(figure: Figure, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """How much of its bound each quantity uses, by precision (`runner.findings.agreement`): the darker the more, on a
+    logarithmic scale; beyond it, red. The number is the error itself."""
+    counts = [sum(map(len, each["bodies"].values())) for each in tables.values()]
+    widest = max(len(each["columns"]) for each in tables.values())
+    figure.set_size_inches(1.6 + 0.85 * widest, 0.6 + sum(0.9 + 0.24 * count for count in counts))
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=[2 + count for count in counts])[:, 0]
+    for axes, (dtype, each) in zip(panels, tables.items(), strict=True):
+        rows = [(f"{impl} {line['cell']}", line) for impl, lines in each["bodies"].items() for line in lines]
+        for y, (_, line) in enumerate(rows):
+            for x, name in enumerate(each["columns"]):
+                if found := line["worst"][name]:
+                    draw_cell(axes, x, y, found, line["heat"][name])
+        axes.set_xlim(-0.5, len(each["columns"]) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        names = [shorten(name, 22).replace(" ", "\n") for name in each["columns"]]
+        axes.set_xticks(range(len(names)), names, fontsize=7.5)
+        axes.set_yticks(range(len(rows)), [shorten(name, 36) for name, _ in rows])
+        axes.xaxis.tick_top()
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(shorten(f"{dtype}: share of the bound, none to all (logarithmic)"))
+
+
+def draw_cell(axes: Axes, x: int, y: int, row: Mapping[str, Any], heat: float) -> None:
+    """One quantity of one implementation; `heat` from 0 to 1."""
+    colour, alpha = (COLOURS["numpy"], 0.04 + 0.4 * heat) if row["ok"] else ("#d43a28", 0.6)
+    axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, facecolor=colour, alpha=alpha, linewidth=0))
+    text = f"{row['max_relative_error']:.0e}" if row["max_relative_error"] else "0"
+    axes.text(x, y, text, ha="center", va="center", fontsize=7)
 
 
 def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None:
@@ -146,14 +232,41 @@ def draw_run(axes: Axes, name: str, run: Series, outer: int, place: int) -> None
         axes.plot(steps, floats(values), linestyle="none", color=colour, zorder=3, label=label, **ring)
 
 
-def draw_rates(axes: Axes, series: Mapping[str, Series]) -> None:
+def draw_rates(axes: Axes, series: Mapping[str, Series], colours: Mapping[str, str]) -> None:
     """The learning rate against the step."""
     for name, run in series.items():
         thin = slice(None, None, max(1, len(run.steps) // POINTS))
-        axes.plot(run.steps[thin], floats(run.rates)[thin], color=colour_of(name), linewidth=1)
+        axes.plot(run.steps[thin], floats(run.rates)[thin], color=colours[name], linewidth=1)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("learning rate")
+
+
+def draw_norms(axes: Axes, series: Mapping[str, Series], colours: Mapping[str, str], clip: float = 0) -> None:
+    """The norm of all gradients before clipping against the step, logarithmic; zeros are gaps."""
+    for name, run in series.items():
+        norms = floats(run.norms)
+        known = np.isfinite(norms)
+        steps, norms = np.asarray(run.steps)[known], norms[known]
+        thin = slice(None, None, max(1, len(norms) // POINTS))
+        axes.plot(steps[thin], norms[thin], color=colours[name], linewidth=0.6, alpha=0.3)
+        axes.plot(steps[thin], smooth(norms)[thin], color=colours[name], linewidth=1)
+    if clip:
+        axes.axhline(clip, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "clipped",
+            (1, clip),
+            (0, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("gradient norm")
 
 
 def differences(series: Mapping[str, Series]) -> dict[str, tuple[list[int], list[float]]]:

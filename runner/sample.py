@@ -9,6 +9,7 @@ import numpy as np
 from runner.cli import Sample
 from runner.console import say
 from runner.measurement import explain, measure, of_poems, show
+from runner.poems import in_this_writing, show_poems
 from runner.registry import create_model
 from runner.text import visible
 from runner.variants import variants
@@ -23,10 +24,11 @@ from shared.config import (
     from_json,
 )
 from shared.contract import LanguageModel
-from shared.corpora import Corpus, load_corpus
+from shared.corpora import Corpus, at_hand, load_corpus
 from shared.errors import CheckpointError, ConfigError, CorpusError
 from shared.files import strict_json, write_atomically
 from shared.sampling import sampling_rule, sampling_uniforms
+from shared.verse import Form, chosen_form, forced, permitted
 from shared.vocabulary import Vocabulary
 
 TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
@@ -35,23 +37,43 @@ TEMPERATURES = (0.5, 0.8, 1.0, 1.2, 1.5)
 
 def run(options: Sample) -> int:
     """Print the texts, or their statistics."""
-    if options.json and not options.statistics:
-        raise ConfigError("--json writes what --statistics shows; give both, or redirect the text.")
     path, checkpoint = open_checkpoint(options.checkpoint)
     corpus = trained_corpus(checkpoint, options.data_dir) if options.statistics else None
-    model = model_of(checkpoint, options.impl, options.runtime)
-    if options.start_characters and options.sampling.prompt:
-        raise ConfigError("--prompt and --start-characters exclude each other; give one of them.")
-    prompts = list(options.start_characters) or [options.sampling.prompt]
+    model, vocabulary = model_of(checkpoint, options.impl, options.runtime), checkpoint.vocabulary
+    prompts = [in_this_writing(each, vocabulary) for each in options.start_characters or [options.sampling.prompt]]
     place = f"{path}: {options.impl} ({model.engine}) on {model.device}"
     if corpus:
         say(place, "dim")
         return statistics(options, checkpoint, corpus, model, prompts)
+    if options.form or options.acrostic:
+        acrostic = in_this_writing(options.acrostic, vocabulary)
+        form = chosen_form(options.form, acrostic)
+        place += f", {form.lines} lines of {form.size} characters"
+        texts = write_poems(model, vocabulary, form, prompts, acrostic, options.sampling)
+    else:
+        texts = write_texts(model, vocabulary, prompts, options.sampling)
     say(f"{place}, temperature {options.sampling.temperature:g}", "dim")
-    for text in write_texts(model, checkpoint.vocabulary, prompts, options.sampling):
+    if vocabulary.bos is not None or options.form or options.acrostic:
+        config = from_json(CorpusConfig, checkpoint.config.get("corpus"))
+        show_poems(texts, known_corpus(checkpoint, options) if options.novelty else None, config.held_out)
+        return 0
+    for text in texts:
         # Plain print, since the text is the product: it can be piped, and no line is wrapped.
         print(visible(text), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
+
+
+def known_corpus(checkpoint: Checkpoint, options: Sample) -> Corpus | None:
+    """The text that poems are looked up in, if it is here: none is fetched for that. Says why where it is not."""
+    config = from_json(CorpusConfig, checkpoint.config.get("corpus"))
+    try:
+        if at_hand(replace(config, data_dir=options.data_dir or config.data_dir)):
+            return trained_corpus(checkpoint, options.data_dir)
+        reason = f"the corpus {config.corpus!r} is not on this machine"
+    except CorpusError as error:
+        reason = str(error)
+    say(f"Lines are not looked up in the training text (--no-novelty says so, too): {reason}", "dim")
+    return None
 
 
 def statistics(
@@ -78,7 +100,7 @@ def statistics(
 def trained_corpus(checkpoint: Checkpoint, data_dir: Path | None) -> Corpus:
     """The text that the checkpoint learned; CorpusError where it is missing or is another by now."""
     config = from_json(CorpusConfig, checkpoint.config.get("corpus"))
-    needed = f"--statistics needs the corpus {config.corpus!r}, which this checkpoint was trained on"
+    needed = f"Needed is the corpus {config.corpus!r}, which this checkpoint was trained on"
     try:
         corpus = load_corpus(replace(config, data_dir=data_dir or config.data_dir), say)
     except CorpusError as error:
@@ -123,6 +145,25 @@ def write_texts(
     uniforms = sampling_uniforms(sampling.seed, len(prompts), sampling.length, first)
     written = model.generate(prompt, lengths, uniforms, rule, None, allowed_tokens(vocabulary, sampling.length))
     return [start + vocabulary.decode(row) for start, row in zip(prompts, written, strict=True)]
+
+
+def write_poems(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    form: Form,
+    openings: list[str],
+    acrostic: str,
+    sampling: SamplingConfig,
+) -> list[str]:
+    """A poem from each opening, or one whose lines begin with the acrostic: every line is whole."""
+    for text in (*openings, acrostic):
+        known(vocabulary, text)
+    given, allowed = forced(form, vocabulary, openings, acrostic), permitted(form, vocabulary)
+    start = np.tile(prompt_tokens(vocabulary, ""), (len(openings), 1))
+    lengths = np.full(len(openings), start.shape[1], np.int32)
+    uniforms = sampling_uniforms(sampling.seed, len(openings), form.length)
+    written = model.generate(start, lengths, uniforms, sampling_rule(sampling), given, allowed)
+    return [vocabulary.decode(row) for row in written]
 
 
 def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from runner.cli import Train, command_line
 from runner.console import console, say
-from runner.environment import in_force
+from runner.environment import in_force, machine
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.interruption import Interruption, interruption
 from runner.measurement import measure, of_poems, show
@@ -26,10 +26,12 @@ from runner.tensorboard import EventFiles, require_tensorboard
 from shared.checkpoint import Checkpoint, require_same_run
 from shared.config import SamplingConfig, to_json
 from shared.contract import LanguageModel, TrainingSteps
+from shared.corpora import split
 from shared.errors import CheckpointError, NotFiniteError
 from shared.evaluation import Score
 from shared.initializers import initial_parameters
 from shared.schedules import learning_rates, lowers_rate, settled, steps_of_run
+from shared.statistics import copies
 
 PARTS = ("model", "optimizer", "schedule", "training", "corpus")
 """The options that a checkpoint and config.json keep."""
@@ -358,6 +360,7 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         "impl": options.impl,
         **place,
         "threads": options.runtime.threads,
+        "machine": machine(),
         "environment": in_force(),
         "versions": versions(options.impl),
         "corpus": facts | to_json(options.corpus),
@@ -390,6 +393,8 @@ def finish(run_: Run) -> None:
     if options.statistics and (found := statistics_of(run_)):
         show(found)
         result["statistics"] = found
+    if found := copies_of(run_, texts):
+        result["copied"] = found
     folder.add_result(result)
     from runner.report import write_run_report
 
@@ -416,6 +421,17 @@ def statistics_of(run_: Run) -> dict[str, Any] | None:
         sampling = of_poems(sampling, options.training.seq_length)
     write = partial(write_texts, run_.model, experiment.vocabulary)
     return measure(write, experiment.corpus, options.corpus.held_out, [options.prompt], sampling, TEMPERATURES)
+
+
+def copies_of(run_: Run, texts: list[str]) -> dict[str, list[tuple[int, int]]]:
+    """Temperature -> where the sample, as samples.txt has it, stands in the training text; nothing after a run so short
+    that it has not read the text once, since finding out reads it once more."""
+    options, experiment = run_.options, run_.experiment
+    if run_.progress.step < run_.steps_per_epoch:
+        return {}
+    training = split(experiment.corpus, options.corpus.held_out)[0]
+    found = copies([text.strip("\n") for text in texts], training, experiment.corpus.poems)
+    return {str(temperature): each for temperature, each in zip(TEMPERATURES, found, strict=True)}
 
 
 def sample_at(run_: Run, base: SamplingConfig, temperature: float) -> str:

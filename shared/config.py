@@ -18,6 +18,7 @@ Implementation = Literal["numpy", "torch", "jax", "tf"]
 Engine = Literal["auto", "scratch", "fused", "native"]
 Dtype = Literal["float32", "float64", "tf32", "bfloat16"]
 Reader = Literal["auto", "text", "poems", "blocks", "titled", "json"]
+FormName = Literal["5x4", "7x4", "5x8", "7x8"]
 Config = TypeVar("Config")
 
 

@@ -131,6 +131,38 @@ def look_up(wanted: Sequence[set[str]], training: Sequence[Text], kind: Kind) ->
     return found
 
 
+def copies(texts: Sequence[str], training: Sequence[Text], poems: bool) -> list[list[tuple[int, int]]]:
+    """Of each text, the stretches [start, stop) that stand in the training text word for word: verse lines of poems,
+    else whatever windows cover. One pass over the training text."""
+    looked_up = [spots(text, poems) for text in texts]
+    wanted = {text[slice(*spot)] for text, each in zip(texts, looked_up, strict=True) for spot in each}
+    found: set[str] = set()
+    for piece in pieces(training):
+        found |= wanted.intersection(verses(piece) if poems else windows(piece))
+    return [
+        merged(spot for spot in each if text[slice(*spot)] in found)
+        for text, each in zip(texts, looked_up, strict=True)
+    ]
+
+
+def spots(text: str, poems: bool) -> list[tuple[int, int]]:
+    """Where its verse lines, or its windows, stand: [start, stop)."""
+    if not poems:
+        return [(place, place + WINDOW) for place in range(len(text) - WINDOW + 1)]
+    parts = ((match.start(), match[0].rstrip()) for match in VERSES.finditer(text))
+    return [(start + len(part) - len(part.lstrip()), start + len(part)) for start, part in parts if part]
+
+
+def merged(spots: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches that overlap or touch as one; given and returned in their order."""
+    found: list[tuple[int, int]] = []
+    for start, stop in spots:
+        if found and start <= found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return found
+
+
 def summary(texts: Sequence[str], looked_up: Sequence[list[str]], known: Sequence[set[str]], kind: Kind) -> Statistics:
     """Count, now that it is known what stands in the training text."""
     valid, copied, roles = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shared.config import CorpusConfig, Reader
 from shared.corpora.cleaning import check_learnable, check_options, clean, clean_poems
-from shared.corpora.download import registered_bytes
+from shared.corpora.download import is_here, registered_bytes
 from shared.corpora.long import LONG, Packed, Text, decoded, digest_of, survey
 from shared.corpora.readers import Poem, choose_reader, decode, read
 from shared.corpora.registry import REGISTRY
@@ -50,6 +50,19 @@ def load_corpus(config: CorpusConfig, report: Callable[[str], None] = lambda _: 
     return load_named(config, report, strict) if config.corpus in REGISTRY else load_file(config, strict)
 
 
+def at_hand(config: CorpusConfig) -> bool:
+    """Whether the corpus can be read without the network; what is read is verified all the same."""
+    if config.corpus not in REGISTRY:
+        return os.path.isfile(os.path.expanduser(config.corpus))
+    return is_here(REGISTRY[config.corpus], copies_of(config))
+
+
+def copies_of(config: CorpusConfig) -> Path | None:
+    """The user's folder of copies, if there is one."""
+    folder = config.data_dir or os.environ.get("ROSETTA_DATA_DIR")
+    return Path(folder) if folder else None
+
+
 def load_named(config: CorpusConfig, report: Callable[[str], None], strict: bool) -> Corpus:
     """From the package, the folder with copies, the cache or the network."""
     entry = REGISTRY[config.corpus]
@@ -57,8 +70,7 @@ def load_named(config: CorpusConfig, report: Callable[[str], None], strict: bool
         raise CorpusError(
             f"{entry.name} is always read as {entry.reader}, but --reader is {config.reader}; it is for files of yours."
         )
-    folder = config.data_dir or os.environ.get("ROSETTA_DATA_DIR")
-    contents = registered_bytes(entry, Path(folder) if folder else None, report)
+    contents = registered_bytes(entry, copies_of(config), report)
     texts = [decode(content, file.name) for content, file in zip(contents, entry.files, strict=True)]
     found = [poem for text in texts for poem in read(partial(iter, (text,)), entry.reader, entry.name)]
     kept = tuple(cleaned(partial(iter, found), config, entry.reader, entry.name, strict)())

@@ -36,6 +36,19 @@ def registered_bytes(entry: Entry, data_dir: Path | None, report: Report) -> lis
     return read_cached(entry, report)
 
 
+def is_here(entry: Entry, data_dir: Path | None) -> bool:
+    """Whether every file travels with the program, or lies among the copies or in the cache."""
+    folder = (data_dir.expanduser() if data_dir else cache()) / entry.name
+    return all(not file.address or (folder / file.name).is_file() for file in entry.files)
+
+
+def cache() -> Path:
+    """Where fetched files are kept."""
+    from platformdirs import user_cache_path  # here, since most runs need no cache
+
+    return user_cache_path("rosetta-rnn")
+
+
 def read_copy(path: Path, file: File) -> bytes:
     """A copy in the user's folder, verified."""
     try:
@@ -55,9 +68,7 @@ def read_copy(path: Path, file: File) -> bytes:
 
 def read_cached(entry: Entry, report: Report) -> list[bytes]:
     """The contents of each file in the cache, verified; what is not there, or no longer whole, is fetched."""
-    from platformdirs import user_cache_path  # here, since most runs need no cache
-
-    folder = user_cache_path("rosetta-rnn") / entry.name
+    folder = cache() / entry.name
     contents = []
     for number, file in enumerate(entry.files, 1):
         content = kept(folder / file.name, file, report)

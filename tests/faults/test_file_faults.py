@@ -250,7 +250,12 @@ def test_a_target_that_cannot_be_is_said_first(folder, capsys, monkeypatch):
     """Before anything is computed, or a library starts."""
     monkeypatch.chdir(folder)
     for target, word in (("text.txt/x", "Not a directory"), (".", "Is a directory")):
-        for command in ("check", "compare", "evaluate --checkpoint nowhere", "sample --checkpoint nowhere"):
+        for command in (
+            "check",
+            "compare",
+            "evaluate --checkpoint nowhere",
+            "sample --statistics --checkpoint nowhere",
+        ):
             assert main([*command.split(), "--json", target]) == 2
             assert capsys.readouterr().err.startswith(f"error: Cannot write {target}: {word}. ")
     (folder / "m.pt").mkdir()

@@ -17,7 +17,8 @@ from made_up import make_result
 from runner.__main__ import main
 from runner.cli import Train
 from runner.console import console, say, show_table
-from runner.report import ENVIRONMENT, inline, write_comparison, write_run_report
+from runner.pages import ENVIRONMENT, inline
+from runner.report import write_comparison, write_run_report
 from runner.rundir import RunDirectory
 from runner.text import visible
 from shared.config import CorpusConfig
@@ -67,8 +68,9 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_METHODS = {"exec_module", "run_path", "enable_unsafe_deserialization", "Unpickler", "from_string"}
 ALLOWED = {
     ("runner/module_subject.py", "exec_module"),  # `check --module` is asked to execute a file of the user's
-    ("runner/report.py", "Markup"),  # around matplotlib's pictures; what is drawn in them is tested below
+    ("runner/pages.py", "Markup"),  # around matplotlib's pictures; what is drawn in them is tested below
     ("tests/faults/test_injection.py", "from_string"),  # the smallest templates
+    ("tests/runner/test_pages.py", "from_string"),
     ("tests/parity/test_faults_formats.py", "pickle"),  # makes the files that must not be executed
     ("tests/parity/test_convert.py", "load_model"),  # opens what was just written
 }

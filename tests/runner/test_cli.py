@@ -46,6 +46,7 @@ def test_train_leaves_a_whole_run_directory(trained):
         "best.safetensors",
         "samples.txt",
         "curves.svg",
+        "curves.png",
         "report.html",
     }
     assert names == wanted

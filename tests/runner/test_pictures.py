@@ -6,12 +6,24 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-from made_up import read_svg
+from made_up import check_row, read_svg
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from runner import pictures
-from runner.pictures import Series, cjk_fonts, curves, differences, png, smooth, svg, timing_bars
+from runner.findings import agreement
+from runner.pictures import (
+    Series,
+    cjk_fonts,
+    curves,
+    differences,
+    heat_map,
+    png,
+    smooth,
+    svg,
+    timing_bars,
+    variants,
+)
 from runner.text import visible
 
 
@@ -105,7 +117,7 @@ def test_hidden_characters_are_shown():
 
 
 def test_colours_can_be_read_on_white_and_on_black():
-    for colour in (*pictures.COLOURS.values(), pictures.GREY):
+    for colour in (*pictures.COLOURS.values(), *pictures.PALETTE, pictures.GREY):
         for ground in ("#ffffff", "#14161a"):
             assert contrast(colour, ground) >= 3, colour
 
@@ -131,3 +143,30 @@ def test_learning_rates_are_drawn_where_they_change():
     both = read_svg(svg(curves, {"numpy": falling, "torch": falling._replace(losses=[2.0, 1.5])}))
     assert "learning rate" in both
     assert "from numpy" in both
+
+
+def test_gradient_norms_are_drawn_where_they_are_known():
+    steps, losses = range(1, 9), [float(loss) for loss in range(8, 0, -1)]
+    run = Series(steps, losses, norms=[0.5, 2.0, None, math.inf, 0.25, 0.0, 1.0, 3.0])
+    assert "gradient norm" not in read_svg(svg(curves, {"jax": Series(steps, losses)}))
+    assert "clipped" not in read_svg(svg(curves, {"jax": run}))
+    drawn = read_svg(svg(curves, {"jax": run}, clip=1.0)).split()
+    assert {"clipped", "0.5", "2"} <= set(drawn)
+
+
+def test_a_study_draws_every_run():
+    runs = {f"run {place}": Series([1, 2], [2.0 + place, 1.0], [(2, 1.5)]) for place in range(12)}
+    drawn = read_svg(svg(variants, runs | {"nothing yet": Series([], [])}, "many"))
+    assert all(name in drawn for name in (*runs, "nothing yet", "many"))
+    assert "learning rate" not in drawn
+
+
+def test_a_heat_map_is_darker_nearer_to_the_bound():
+    rows = [check_row("torch", "logits", 1e-10), check_row("jax", "logits", 1e-13), check_row("tf", "logits", 0.5)]
+    figure = Figure()
+    heat_map(figure, agreement([*rows, check_row("numpy", "logits", 0.0)]))
+    (axes,) = figure.axes
+    full, some, beyond, nothing = (patch.get_facecolor() for patch in axes.patches)
+    assert full[3] > some[3] > nothing[3]
+    assert full[:3] == nothing[:3] != beyond[:3]
+    assert {text.get_text() for text in axes.texts} == {"1e-10", "1e-13", "5e-01", "0"}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import CorpusConfig, Reader
-from shared.corpora import REGISTRY, Corpus, load_corpus, split
+from shared.corpora import REGISTRY, Corpus, at_hand, load_corpus, split
 from shared.corpora.registry import Entry, File
 from shared.errors import CorpusError
 
@@ -530,3 +530,19 @@ def test_a_large_file_of_titled_poems(data_dir: Path) -> None:
     assert (corpus.reader, len(corpus.texts), len(corpus.titles)) == ("titled", 47_878, 47_878)
     assert sum(map(len, corpus.texts)) == 3_668_340
     assert corpus.titles[0] == "帝京篇十首"
+
+
+def test_what_is_at_hand_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ROSETTA_DATA_DIR", raising=False)
+    (tmp_path / "mine.txt").write_text("text", "utf-8")
+    assert at_hand(CorpusConfig("starter-quatrains"))
+    assert at_hand(CorpusConfig(str(tmp_path / "mine.txt")))
+    assert not at_hand(CorpusConfig(str(tmp_path / "yours.txt")))
+    assert not at_hand(CorpusConfig("tang-300"))
+    assert not at_hand(CorpusConfig("tang-300", data_dir=tmp_path))
+    (tmp_path / "tang-300").mkdir()
+    (tmp_path / "tang-300/tang_300.json").write_text("[]", "utf-8")
+    assert at_hand(CorpusConfig("tang-300", data_dir=tmp_path))
+    monkeypatch.setenv("ROSETTA_DATA_DIR", str(tmp_path))
+    assert at_hand(CorpusConfig("tang-300"))

@@ -8,7 +8,7 @@ import pytest
 
 from shared.config import CorpusConfig
 from shared.corpora import load_corpus, long, split
-from shared.statistics import MEASURES, Statistics, describe, excerpt
+from shared.statistics import MEASURES, Statistics, copies, describe, excerpt
 
 ENGLISH = ("The cat sat on the mat. It's a cat's mat, and the cat knew.\n",)
 PLAY = ("ANNA:\nWho goes there?\n\nBELLA RUE:\nOnly me.\n\nANNA:\nCome in.\n",)
@@ -173,3 +173,23 @@ def test_our_own_texts():
         assert learned.copied == learned.word_validity == 1
         assert real.copied < 0.05
         assert (real.form_validity if poems else real.role_consistency) == 1
+
+
+def test_copied_windows_are_joined():
+    training = "It was the best of times, it was the worst of times, it was the age of wisdom."
+    written = "Well: the best of times, it was the worst of them, it was the age of wisdom. Yes."
+    (found,) = copies([written], [training], poems=False)
+    assert [written[start:stop] for start, stop in found] == [
+        " the best of times, it was the worst of t",
+        ", it was the age of wisdom.",
+    ]
+    starts = [place for place in range(len(written) - 19) if written[place : place + 20] in training]
+    slow = sorted({place for start in starts for place in range(start, start + 20)})
+    assert slow == [place for start, stop in found for place in range(start, stop)]
+
+
+def test_copied_verses_stand_where_they_stand():
+    written = "白日依山尽， 春眠不觉晓。\n　黄河入海流 ？黄河入海"
+    found, none = copies([written, "黄河入海流水。"], POEMS, poems=True)
+    assert [written[start:stop] for start, stop in found] == ["白日依山尽", "春眠不觉晓", "黄河入海流"]
+    assert none == []
