@@ -3,7 +3,6 @@ from config.json and metrics.jsonl."""
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -49,11 +48,11 @@ def outcome(run_dir: Path) -> Figures:
     """Every figure that the run has; a run that has not ended has those that are known by now."""
     config, lines = read_run(run_dir)
     train, held_out = ([line for line in lines if line["split"] == split] for split in ("train", "held-out"))
-    found = of_training(train) | of_held_out(held_out, config)
+    found: dict[str, float | None] = of_training(train) | of_held_out(held_out, config)
     result = config.get("result", {})
     found |= {name: result[name] for name in ("steps", "seconds", "prediction_seconds") if name in result}
     statistics = result.get("statistics", {}).get("temperatures", [])
-    found |= {"copied": each["copied"] for each in statistics if each["temperature"] == 0.8}
+    found["copied"] = next((each["copied"] for each in statistics if each["temperature"] == 0.8), None)
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
@@ -108,8 +107,3 @@ def read_run(run_dir: Path) -> tuple[dict[str, Any], Lines]:
 def written(name: str, value: float | None) -> str:
     """A figure as people read it; a dash where there is none."""
     return "–" if value is None else format(value, METRICS[name].form)
-
-
-def known_metrics(names: Sequence[str]) -> str:
-    """Which of the names are no metrics, or nothing."""
-    return ", ".join(name for name in names if name not in METRICS)

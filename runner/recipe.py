@@ -5,8 +5,8 @@ title     what it is
 source    whose experiment
 time      how long on two processor cores, in words
 options   a table of options, named and valued as in config.json (hidden_size = 128), impl and engine among them
-expected  a list of tables: `metric`, a figure's name (outcome.py), `at_most` or `at_least` a number, or neither where no
-          figure is known, and `reported`, what the source has
+expected  a list of tables: `metric`, a figure's name (outcome.py), `at_most` or `at_least` a number, or neither where
+          no figure is known, and `reported`, what the source has
 """
 
 import difflib
@@ -173,7 +173,7 @@ def configured(options: Mapping[str, Any], where: str, recipe: str = "") -> Trai
     if "greedy" in own:
         own["greedy"] = tuple(typed(each, str, "an entry of greedy", where) for each in own["greedy"])
     try:
-        parts = {
+        parts: dict[str, Any] = {
             part: from_json(
                 kind, to_json(kind()) | {name: value for name, value in options.items() if PLACES[name] == part}
             )

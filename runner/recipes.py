@@ -108,5 +108,5 @@ python -m runner --recipe shakespeare-quick --impl torch --max-steps 50 --hidden
 
 A recipe is a file of options. What is given on the command line wins over the recipe, and the recipe over the defaults.
 A run ends with a table of what was expected beside what was obtained, and says where it differs from its recipe.
-`--recipe FILE` takes a file of yours. *reported* is the figure of the source, the other one what this project promises."""
+`--recipe FILE` takes a file of yours. *Reported* is the figure of the source, the other what this project promises."""
 AFTER_THE_TABLE = "This page is written by `python -m runner recipes --markdown`; the files are in `runner/recipes`."
