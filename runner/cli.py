@@ -282,6 +282,8 @@ class Study:
     """Stop every run after this many updates; 0: as the study says."""
     workers: int = 1
     """Runs at a time, which share the cores; speeds compare where it is 1."""
+    threads: int = 0
+    """Processor threads of each run; 0: all cores, or with --workers its share of them."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     run_dir: Path | None = None
@@ -291,9 +293,15 @@ class Study:
     markdown: bool = False
     """Print the table as Markdown."""
 
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """What the runs inherit."""
+        return RuntimeConfig(device=self.device, threads=self.threads)
+
     def __post_init__(self) -> None:
         at_least(self, "max_steps", 0)
         at_least(self, "workers", 1)
+        at_least(self, "threads", 0)
 
 
 @dataclass(frozen=True)

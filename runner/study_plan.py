@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from runner.cli import Study as Options
 from runner.cli import Train, command_line
+from runner.environment import available_cores
 from runner.outcome import METRICS
 from runner.recipe import check_keys, configured, load_recipe, read_toml, typed
 from shared.config import RuntimeConfig
@@ -118,19 +119,21 @@ def planned(study: Study, options: Options, impls: list[str]) -> list[Planned]:
             wanted = configured({**base, **changes, **wins, "impl": impl}, where)
             if study.statistics:
                 wanted = replace(wanted, statistics=False)  # they are measured afterwards, of short runs, too
-            runs.append(entry(len(runs) + 1, variant["name"], placed(wanted, options.device)))
+            runtime = replace(wanted.runtime, device=options.device, threads=threads_of(options))
+            runs.append(entry(len(runs) + 1, variant["name"], replace(wanted, runtime=runtime)))
     return runs
 
 
-def placed(options: Train, device: str) -> Train:
-    """On the device; whatever the runs share, `environment` divides."""
-    runtime: RuntimeConfig = replace(options.runtime, device=device)
-    return replace(options, runtime=runtime)
+def threads_of(options: Options) -> int:
+    """Of each run."""
+    share = max(1, available_cores() // options.workers) if options.workers > 1 else 0
+    return options.threads or share
 
 
 def entry(number: int, name: str, options: Train) -> Planned:
-    """A folder of its own, and the command that says what it is, wherever the corpora lie."""
+    """A folder of its own, and the command that says what it is, wherever it runs and the corpora lie."""
     slug = re.sub(r"[^\w.]+", "-", name).strip("-.").lower()
-    anywhere = replace(options, corpus=replace(options.corpus, data_dir=None))
+    where = replace(options.runtime, device=RuntimeConfig.device, threads=0)
+    anywhere = replace(options, corpus=replace(options.corpus, data_dir=None), runtime=where)
     command = command_line(f"--impl {options.impl}", anywhere, Train())
     return Planned(name, options.impl, f"{number:02}-{slug}-{options.impl}", command, options)
