@@ -194,10 +194,8 @@ def check_keys(values: Iterable[str], allowed: Iterable[str], where: str) -> Non
 
 def close(name: str, known: list[str]) -> str:
     """What could have been meant."""
-    nearest = difflib.get_close_matches(name.replace("-", "_"), known, cutoff=0.5) or difflib.get_close_matches(
-        name, known, cutoff=0.5
-    )
-    return f" Did you mean {' or '.join(nearest[:2])}?" if nearest else ""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def typed(value: Any, kind: type, name: str, where: str) -> Any:
