@@ -7,6 +7,7 @@ from runner.cli import Recipes, Train
 from runner.console import say, show_table
 from runner.outcome import METRICS, outcome, written
 from runner.recipe import Expectation, Recipe, changed, load_recipe, names
+from runner.study_plan import Study, load_study
 from shared.errors import UserError
 
 Rows = list[tuple[str, ...]]
@@ -86,11 +87,19 @@ def page(recipes: Iterable[Recipe]) -> str:
     lines = ["# Recipes", "", PREFACE, ""]
     lines += ["| recipe | what | expected | time on two cores |", "| --- | --- | --- | --- |"]
     lines += [f"| [{each.name}](#{each.name}) | {each.title} | {cell(each)} | {each.time} |" for each in listed]
-    lines += ["", AFTER_THE_TABLE]
+    lines += ["", AFTER_THE_TABLE, "", "## Studies", "", STUDIES, ""]
+    lines += ["| study | what | recipe | variants | time on two cores |", "| --- | --- | --- | --- | --- |"]
+    lines += [study_line(load_study(name)) for name in names("studies")]
     for each in listed:
         lines += ["", f"## {each.name}", "", f"{each.title}. Source: {each.source}.", "", "```toml"]
         lines += [each.text.rstrip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def study_line(study: Study) -> str:
+    """Of the table."""
+    variants = ", ".join(variant["name"] for variant in study.variants)
+    return f"| {study.name} | {study.title} | [{study.recipe}](#{study.recipe}) | {variants} | {study.time} |"
 
 
 def cell(recipe: Recipe) -> str:
@@ -108,5 +117,20 @@ python -m runner --recipe shakespeare-quick --impl torch --max-steps 50 --hidden
 
 A recipe is a file of options. What is given on the command line wins over the recipe, and the recipe over the defaults.
 A run ends with a table of what was expected beside what was obtained, and says where it differs from its recipe.
-`--recipe FILE` takes a file of yours. *Reported* is the figure of the source, the other what this project promises."""
-AFTER_THE_TABLE = "This page is written by `python -m runner recipes --markdown`; the files are in `runner/recipes`."
+`--recipe FILE` takes a file of yours. *Reported* is the figure of the source, the other what this project promises.
+Times are rough, of the quickest implementation."""
+AFTER_THE_TABLE = """This page is written by `python -m runner recipes --markdown`; the files are in `runner/recipes`.
+`--corpus` puts another text in a recipe's place, such as a copy of `tang-large` of yours, and `--data-dir` names a
+folder with copies of all."""
+STUDIES = """Sets of variants of a recipe, each an ordinary run in a process of its own:
+
+```
+python -m runner study                                              # list them
+python -m runner study clipping                                     # run one, and go on with it where it stopped
+python -m runner study optimizers --impl numpy,jax --max-steps 100 --workers 2
+```
+
+`runs/study-NAME` then holds a run directory and a log for each, `study.json`, which lists them with their figures, and
+the picture, `study.svg` and `study.png`. A run that has ended is never repeated, one that was stopped goes on from its
+last checkpoint, and one that diverged is a result like any other. `study FILE` takes a file of yours; those in
+`runner/studies` show the form, and `runner/study_plan.py` explains it."""

@@ -19,13 +19,18 @@ from shared.statistics import MEASURES
 PALETTE = ("#2a7fc4", "#d9622b", "#1a9a72", "#b765a8", "#a8861a", "#c9485b", "#4d8f3a", "#7a6ad8", "#17909e", "#9a6b4b")
 """Variants in turn; 3:1 or more against white and near-black."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
-Rows = list[list[str]]
+Table = tuple[list[str], list[list[str]]]
+"""Headings and rows."""
 
 
-def table(listing: Listing) -> tuple[list[str], Rows]:
-    """Headings and rows: the study's columns of each run or, of its temperatures, a row for each."""
-    if listing.study.statistics:
-        return temperature_table(listing)
+def tables(listing: Listing) -> list[Table]:
+    """The figures that the study asks for and, where it measures texts, what those are like."""
+    figures = [figure_table(listing)] if listing.study.columns else []
+    return [*figures, temperature_table(listing)] if listing.study.statistics else figures
+
+
+def figure_table(listing: Listing) -> Table:
+    """The study's columns of each run."""
     several = len({row["impl"] for row in listing.rows}) > 1
     columns = listing.study.columns
     headings = ["", *["impl"] * several, *(METRICS[name].label for name in columns)]
@@ -39,7 +44,7 @@ def table(listing: Listing) -> tuple[list[str], Rows]:
     return headings, rows
 
 
-def temperature_table(listing: Listing) -> tuple[list[str], Rows]:
+def temperature_table(listing: Listing) -> Table:
     """A row for the held-out text and each temperature of each run, a column for each measure that applies."""
     lines: list[tuple[str, Mapping[str, Any]]] = []
     for name, found in statistics_of(listing).items():
@@ -64,16 +69,19 @@ def title(listing: Listing, row: Mapping[str, Any]) -> str:
 
 def terminal(listing: Listing) -> None:
     """The table, and why runs failed."""
-    headings, rows = table(listing)
-    show_table(listing.study.title, headings, rows, right=range(1, len(headings)))
+    for headings, rows in tables(listing):
+        show_table(listing.study.title, headings, rows, right=range(1, len(headings)))
     for row in listing.rows:
         if row["error"]:
             say(f"{title(listing, row)}: {row['error']}", "yellow")
 
 
 def markdown(listing: Listing) -> str:
-    """The table for the documentation."""
-    headings, rows = table(listing)
+    """The tables for the documentation."""
+    return "\n".join(markdown_table(*each) for each in tables(listing))
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rules = ["---", *["---:"] * (len(headings) - 1)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rules, *rows))
 

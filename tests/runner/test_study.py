@@ -168,6 +168,7 @@ def test_bars_and_temperatures(folder):
     )
     (folder / "rates.toml").write_text(one, "utf-8")
     shown = run(folder, "--max-steps", "3", "--run-dir", "runs/warm")
+    assert re.search(r"(?m)^slow +\d\.\d{4} +\d\.\d{4} +3$", shown)
     assert re.search(r"slow, held-out text +\d", shown)
     assert re.search(r"slow, temperature 1\.5 +20,0", shown)
     assert "word validity" in (folder / "runs/warm/study.svg").read_text("utf-8")
