@@ -98,7 +98,7 @@ def page(recipes: Iterable[Recipe]) -> str:
 
 def study_line(study: Study) -> str:
     """Of the table."""
-    variants = ", ".join(variant["name"] for variant in study.variants)
+    variants = "; ".join(variant["name"] for variant in study.variants)
     return f"| {study.name} | {study.title} | [{study.recipe}](#{study.recipe}) | {variants} | {study.time} |"
 
 

@@ -186,7 +186,7 @@ class Trainer:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
 
-    def train(self, options: Train, statistics: bool) -> None:
+    def train(self, options: Train, statistics: str) -> None:
         """To the end of the run, from wherever it stands; or to a signal, which saves it."""
         from runner import sample, train
 
@@ -198,8 +198,9 @@ class Trainer:
             if train.run(resumed or options):  # a signal ended it
                 return
         if statistics:
-            written = Sample(folder, options.impl, statistics=True, json=folder / STATISTICS, runtime=options.runtime)
-            sample.run(replace(written, data_dir=options.corpus.data_dir))
+            path, data_dir = folder / f"{statistics}.safetensors", options.corpus.data_dir
+            measured = Sample(path, options.impl, statistics=True, json=folder / STATISTICS, data_dir=data_dir)
+            sample.run(replace(measured, runtime=options.runtime))
 
 
 def at_work(folder: Path, row: Row) -> str:

@@ -8,7 +8,7 @@ impls       implementations with commas between, each of which runs every varian
 options     a table of options that all runs have in place of the recipe's
 variants    a list of tables: `name`, and the options in which this run differs
 columns     figures of the table (outcome.py)
-statistics  true: text statistics of every run at five temperatures
+statistics  best or last: which checkpoint of every run writes the texts that are measured at five temperatures
 picture     a table: `kind`, lines, bars or temperatures; of lines `split`, train or held-out, `value`, a number of
             metrics.jsonl, and `over`, step or epoch; of bars `metric`, a figure; `log`, true for a logarithmic axis
 """
@@ -36,7 +36,7 @@ KEYS: dict[str, type] = {
     "options": dict,
     "variants": list,
     "columns": list,
-    "statistics": bool,
+    "statistics": str,
     "picture": dict,
 }
 PICTURES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -64,7 +64,7 @@ class Study:
     options: dict[str, Any]
     variants: tuple[dict[str, Any], ...]
     columns: tuple[str, ...]
-    statistics: bool
+    statistics: str
     picture: dict[str, Any]
 
 
@@ -86,6 +86,7 @@ def load_study(name: str) -> Study:
     empty = {key: kind() for key, kind in KEYS.items()}
     found: dict[str, Any] = {key: typed(values.get(key, empty[key]), KEYS[key], key, where) for key in KEYS}
     check_keys(found["columns"], METRICS, f"{where}, columns")
+    check_keys([found["statistics"]] * bool(found["statistics"]), ("best", "last"), f"{where}, statistics")
     check_picture(found["picture"], f"{where}, picture")
     for place, variant in enumerate(found["variants"], 1):
         typed(typed(variant, dict, f"variant {place}", where).get("name"), str, f"name of variant {place}", where)

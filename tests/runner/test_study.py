@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.__main__ import main
 from runner.study_plan import load_study
 from shared.errors import ConfigError
 
@@ -21,7 +22,7 @@ hidden_size = 12
 embedding_size = 6
 batch_size = 8
 seq_length = 16
-epochs = 12
+epochs = 9
 patience = 0
 length = 10
 """
@@ -163,7 +164,7 @@ def test_bars_and_temperatures(folder):
     run(folder, "--max-steps", "3", "--workers", "3")
     assert "two layers" in (folder / "runs/study-rates/study.svg").read_text("utf-8")
     one = (
-        "statistics = true\n"
+        'statistics = "last"\n'
         + bars.replace('"bars"\nmetric = "steps"', '"temperatures"').partition('[[variants]]\nname = "GRU')[0]
     )
     (folder / "rates.toml").write_text(one, "utf-8")
@@ -209,9 +210,11 @@ def test_a_run_that_diverges_is_a_result_and_one_that_fails_is_not(folder):
         ("title =", "titel =", "'titel' is unknown. Did you mean title"),
     ],
 )
-def test_a_study_with_a_mistake_says_what_is_allowed(folder, old, new, said):
+def test_a_study_with_a_mistake_says_what_is_allowed(folder, monkeypatch, capsys, old, new, said):
+    monkeypatch.chdir(folder)
     (folder / "rates.toml").write_text(STUDY.replace(old, new, 1), "utf-8")
-    assert said in run(folder, status=2)
+    assert main(["study", "rates.toml"]) == 2
+    assert said in capsys.readouterr().err
     assert not (folder / "runs").exists()
 
 
@@ -220,10 +223,9 @@ def test_a_study_that_is_not_there():
         load_study("optimisers")
 
 
-def test_the_list(folder):
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    shown = subprocess.run(
-        [sys.executable, "-m", "runner", "study"], env=settings, capture_output=True, text=True, check=True
-    ).stdout
+def test_the_list(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["study"]) == 0
+    shown = capsys.readouterr().out
     assert "time-machine-tuning" in shown
     assert "Five optimizers" in shown
