@@ -125,7 +125,7 @@ def run_all(listing: Listing, count: int, stop: Interruption) -> None:
     """`count` runs at a time, each in a new process, as a framework gives nothing back; a signal is passed on, and
     those at work save first."""
     waiting = [row for row in listing.rows if row["status"] in ("waiting", "failed")]
-    total, busy = len(listing.rows), dict[Any, Row]()
+    total, busy, passed_on = len(listing.rows), dict[Any, Row](), False
     if len(waiting) < total:
         say(f"{total - len(waiting)} of {total} runs have ended already: {listing.folder}")
     with console.status("") as status, all_closed(busy):
@@ -133,9 +133,10 @@ def run_all(listing: Listing, count: int, stop: Interruption) -> None:
             while waiting and len(busy) < count and not stop.requested:
                 row = waiting.pop(0)
                 busy[begun(listing, row)] = row
-            if stop.requested:
+            if stop.requested and not passed_on:
                 for worker in busy:
                     worker.interrupt()
+                passed_on = True  # asked twice, a run ends without saving
             answering: list[Any] = wait(list(busy), None if stop.requested else 0.5)
             for worker in answering:
                 row = busy.pop(worker)
