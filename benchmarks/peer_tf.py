@@ -16,8 +16,6 @@ from runner.workloads import LEARNING_RATE, Workload
 from shared.contract import Batch
 from shared.layouts import to_layers
 
-EPSILON = 1e-8 * (1 - 0.999**3) ** 0.5
-
 
 def build(workload: Workload, parameters: dict[str, Any], rows: int, steps: int, carried: bool) -> Any:
     """The network for batches [rows, steps], with these weights."""
@@ -44,8 +42,7 @@ class SameAdam(keras.optimizers.Adam):
     for each occurrence of a token, and Adam and the norm would square the rows before they are added; a GRU has two
     biases, of which the second is trained here only where it stands within the reset product.
 
-    What stays is Keras' formula, whose epsilon stands before the bias correction: EPSILON is what 1e-8 behind it comes
-    to in the first steps. It differs a little at each, and so do the losses.
+    What stays is Keras' formula, whose epsilon stands before the bias correction. It is compared with that.
     """
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
@@ -74,7 +71,7 @@ class Peer:
         self.device = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
         rows, steps = workload.batch_size, workload.seq_length
         self.network = network = build(workload, parameters, rows, steps, self.carried)
-        self.optimizer = optimizer = SameAdam(LEARNING_RATE, epsilon=EPSILON, global_clipnorm=1.0)
+        self.optimizer = optimizer = SameAdam(LEARNING_RATE, epsilon=1e-8, global_clipnorm=1.0)
         optimizer.build(network.trainable_variables)
 
         @tf.function(jit_compile=jit)

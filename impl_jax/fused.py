@@ -14,9 +14,8 @@ from impl_jax.arrays import Array, Device, kernel
 from impl_jax.embedding import ACTIVATIONS
 from impl_jax.gru import GRUState, GRUWeights
 from impl_jax.lstm import LSTMState, LSTMWeights
-from impl_jax.unroll import CELLS, Cell, Record, cell_of, multiply
+from impl_jax.unroll import CELLS, Cell, Record, multiply
 from shared.config import ModelConfig
-from shared.errors import ImplementationError
 
 
 class Kept(NamedTuple):
@@ -32,14 +31,6 @@ class Steps(NamedTuple):
 
     projected: Array  # [T, B, G*H], of W x + b
     recurrent: Array | None  # [T, B, G*H], of U h; None where those are the same
-
-
-def require_fused(model: ModelConfig, device: Device) -> None:
-    """ImplementationError where no way back is written for the cell."""
-    if cell_of(model).name not in BACKWARD:
-        raise ImplementationError(
-            "The fused engine has --cell lstm, and --cell gru with --gru-reset after. For others use --engine scratch."
-        )
 
 
 def fused_kernel(device: Device) -> str:

@@ -1,4 +1,5 @@
-"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]."""
+"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]; or [N, V] and
+[N], of the unmasked."""
 
 from typing import Any
 
@@ -30,6 +31,16 @@ def predictions(outputs: Array, batch: Batch, many_to_one: bool) -> tuple[Array,
     if not many_to_one:
         return outputs, batch.targets.T, batch.mask.T
     return outputs[last_steps(batch)][None], batch.targets[None], batch.mask.any(1)[None]
+
+
+def unmasked(chosen: Array, targets: Array, mask: Array, rows: Array | None) -> tuple[Array, Array, Array]:
+    """The outputs [N, H], targets [N] and mask [N] at `rows` of the flat [T, B]: no logits are computed of the others.
+    None: all, as they are."""
+    if rows is None:
+        return chosen, targets, mask
+    flat = (each.reshape(-1, *each.shape[2:]) for each in (chosen, targets, mask))
+    outputs, wanted, weighs = (each.at[rows].get(mode="promise_in_bounds", unique_indices=True) for each in flat)
+    return outputs, wanted, weighs
 
 
 def last_steps(batch: Batch) -> Any:

@@ -11,14 +11,16 @@ from jax import lax
 from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_numpy
 from impl_jax.dropout import Dropout
 from impl_jax.embedding import embed
-from impl_jax.fused import fold_embedding, fused_kernel, require_fused, unroll_fused
-from impl_jax.generate import generate
-from impl_jax.loss import mean_nats, predictions, score
+from impl_jax.fused import fold_embedding, fused_kernel, unroll_fused
+from impl_jax.generate import asked, generate
+from impl_jax.loss import mean_nats, predictions, score, unmasked
 from impl_jax.native import native_engine, native_kernel, require_native
 from impl_jax.optimizer import clip, init_slots, norms, together, update
 from impl_jax.unroll import Engine, Record, cell_of, unroll, unroll_layers
+from shared.batching import unmasked_rows
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -30,6 +32,10 @@ def create_model(
 ) -> LanguageModel:
     """The model with all parameters zero."""
     return Model(model, optimizer, vocabulary_size, runtime, seed)
+
+
+PARTS = 8
+"""Numbers of rows of logits that there are programs for, at most: a program has fixed shapes."""
 
 
 class Network(NamedTuple):
@@ -52,8 +58,8 @@ class Model:
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
-        self.device, self.engine = self._place.name, runtime.engine
-        engine, self.kernel = choose_engine(runtime.engine, model, self._place)
+        self.device, self.engine = self._place.name, engine_of(runtime, model)
+        engine, self.kernel = choose_engine(self.engine, model, self._place)
         keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
         self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
@@ -100,25 +106,25 @@ class Model:
         return to_numpy(logits), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        on_device = Batch(*map(self._array, batch))
+        on_device, rows = Batch(*map(self._array, batch)), self._rows(batch.mask[None])
         now = None if step is None else self._array(np.array(step, np.int32))
-        results = _gradients(self._network, self._parameters, state, on_device, self._dropout_keys, now)
+        given = self._parameters, state, on_device, None if rows is None else rows[0], self._dropout_keys, now
+        results = _gradients(self._network, *given)
         (loss, state), (gradients, d_state) = results
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
-        stacked = Batch(*map(self._array, batches))
+        given = Batch(*map(self._array, batches)), self._rows(batches.mask), self._array(learning_rates)
         start = self._parameters, self._slots, self._step, state
-        rates = self._array(learning_rates)
-        end, reports = _train_steps(self._network, self._optimizer, start, stacked, rates, self._dropout_keys)
+        end, reports = _train_steps(self._network, self._optimizer, start, given, self._dropout_keys)
         self._parameters, self._slots, self._step, state = end
         losses, totals, finite, each_norm = map(to_numpy, reports)
         return TrainingSteps(losses.astype(np.float64), totals, finite, state, each_norm)
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
-        stacked = Batch(*map(self._array, batches))
-        (nats, tokens, hits), state = _evaluate(self._network, self._parameters, stacked, state)
+        given = Batch(*map(self._array, batches)), self._rows(batches.mask)
+        (nats, tokens, hits), state = _evaluate(self._network, self._parameters, given, state)
         return Evaluation(float(nats), int(tokens), int(hits), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
@@ -140,17 +146,21 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = jnp.array(uniforms, device=self._place.handle)
         arrays = [self._array(each) for each in (prompt, prompt_lengths)]
-        permitted = None if allowed is None else self._array(allowed)
+        given = (None if each is None else self._array(each) for each in (forced, allowed))
         state = self.initial_state(len(prompt))
-        written = _generate(self._network, self._parameters, state, *arrays, draws, rule, self._array(free), permitted)
+        written = _generate(self._network, self._parameters, state, *arrays, draws, asked(rule), *given)
         return to_numpy(written)
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
+
+    def _rows(self, mask: np.ndarray) -> Array | None:
+        """Of which positions of a stack to compute logits; None for all."""
+        rows = None if self._model.many_to_one else unmasked_rows(mask, PARTS)
+        return None if rows is None else self._array(rows)
 
 
 def choose_engine(engine: str, model: ModelConfig, device: Device) -> tuple[Engine, str]:
@@ -159,7 +169,6 @@ def choose_engine(engine: str, model: ModelConfig, device: Device) -> tuple[Engi
         require_native(model, device)
         return native_engine(model, device), native_kernel(model, device)
     if engine == "fused":
-        require_fused(model, device)
         return unroll_fused, fused_kernel(device)
     return unroll, kernel(device)
 
@@ -199,20 +208,26 @@ def _outputs(
 
 
 def _decode(network: Network, weights: dict[str, Array], outputs: Array) -> Array:
-    """Outputs [T, B, H] -> logits [T, B, V]; tied weights: the decoder is the embedding."""
+    """Outputs [..., H] -> logits [..., V]; tied weights: the decoder is the embedding."""
     decoder = weights["embedding.weight" if network.config.tied_weights else "decoder.weight"]
-    logits = jnp.einsum("tbh,vh->tbv", outputs, decoder, precision=network.precision) + weights["decoder.bias"]
+    logits = jnp.einsum("...h,vh->...v", outputs, decoder, precision=network.precision) + weights["decoder.bias"]
     return logits.astype(jnp.promote_types(network.layers, jnp.float32))
 
 
 def _loss(
-    network: Network, parameters: dict[str, Array], state: State, batch: Batch, keys: Array, step: Array | None
+    network: Network,
+    parameters: dict[str, Array],
+    state: State,
+    batch: Batch,
+    rows: Array | None,
+    keys: Array,
+    step: Array | None,
 ) -> tuple[Array, State]:
     """Mean nats of the batch, and the state after it."""
     config, weights = network.config, _weights(network, parameters, batch.tokens.size)
     dropout = Dropout(config.dropout, keys, step) if config.dropout and step is not None else None
     outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
-    chosen, targets, mask = predictions(outputs, batch, config.many_to_one)
+    chosen, targets, mask = unmasked(*predictions(outputs, batch, config.many_to_one), rows)
     return mean_nats(_decode(network, weights, chosen), targets, mask), after
 
 
@@ -231,15 +246,19 @@ def _logits(network: Network, parameters: dict[str, Array], tokens: Array, state
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _train_steps(
-    network: Network, optimizer: OptimizerConfig, start: Any, batches: Batch, learning_rates: Array, keys: Array
+    network: Network,
+    optimizer: OptimizerConfig,
+    start: Any,
+    batches: tuple[Batch, Array | None, Array],
+    keys: Array,
 ) -> tuple[Any, tuple[Array, ...]]:
-    """Parameters, slots, step and state before and after K steps; of each step its loss, the norm of all gradients,
-    whether finite, and the norms of each."""
+    """Parameters, slots, step and state before and after K steps on batches with rows and learning rates; of each step
+    its loss, the norm of all gradients, whether finite, and the norms of each."""
 
-    def train_step(before: Any, now: tuple[Batch, Array]) -> tuple[Any, tuple[Array, ...]]:
+    def train_step(before: Any, now: tuple[Batch, Array | None, Array]) -> tuple[Any, tuple[Array, ...]]:
         parameters, slots, step, state = before
-        batch, learning_rate = now
-        (loss, after), (gradients, _) = _gradients(network, parameters, state, batch, keys, step)
+        batch, rows, learning_rate = now
+        (loss, after), (gradients, _) = _gradients(network, parameters, state, batch, rows, keys, step)
         each = norms({name: gradients[name] for name in network.names})
         norm = together(each)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -248,19 +267,20 @@ def _train_steps(
         state = zero_rows(after, ~finite[None])
         return (parameters, slots, step + finite, state), (loss, norm, finite, each)
 
-    return lax.scan(train_step, start, (batches, learning_rates))
+    return lax.scan(train_step, start, batches)
 
 
 @partial(jax.jit, static_argnums=0)
 def _evaluate(
-    network: Network, parameters: dict[str, Array], batches: Batch, state: State
+    network: Network, parameters: dict[str, Array], batches: tuple[Batch, Array | None], state: State
 ) -> tuple[tuple[Array, Array, Array], State]:
     """Sums over the batches, and the state after them."""
-    weights = _weights(network, parameters, batches.tokens.size)
+    weights = _weights(network, parameters, batches[0].tokens.size)
 
-    def evaluate(state: State, batch: Batch) -> tuple[State, tuple[Array, Array, Array]]:
+    def evaluate(state: State, now: tuple[Batch, Array | None]) -> tuple[State, tuple[Array, Array, Array]]:
+        batch, rows = now
         outputs, state, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset))
-        chosen, targets, mask = predictions(outputs, batch, network.config.many_to_one)
+        chosen, targets, mask = unmasked(*predictions(outputs, batch, network.config.many_to_one), rows)
         return state, score(_decode(network, weights, chosen), targets, mask)
 
     state, scores = lax.scan(evaluate, state, batches)

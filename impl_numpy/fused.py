@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impl_numpy.arrays import Array, Device
+from impl_numpy.arrays import Array
 from impl_numpy.gru import GRUState, GRUWeights
 from impl_numpy.lstm import LSTMState, LSTMWeights
 from impl_numpy.unroll import Cell, Engine, cell_of, layer_weights, multiply_backward, shortcut
 from shared.config import ModelConfig
-from shared.errors import ImplementationError
 
 COLUMNS = 512
 """Steps times rows whose inputs are projected in one product: it is fast from there on, and its result stays cached."""
@@ -32,14 +31,6 @@ class GRURecord(NamedTuple):
     hidden: Array  # [T + 1, H, B]
     gates: Array  # [T, 3H, B]: reset, update, candidate
     recurrent: Array  # U h + b_hn of the candidate [T, H, B]
-
-
-def require_fused(model: ModelConfig, device: Device) -> None:
-    """ImplementationError where no fused way is written for the cell."""
-    if (name := cell_of(model).name) not in WAYS:
-        raise ImplementationError(
-            f"The fused engine is written for {' and '.join(WAYS)}, not for {name}: use --engine scratch."
-        )
 
 
 def unroll_fused(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Any]:

@@ -11,6 +11,11 @@ from shared.sampling import SamplingRule
 Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
 
+BELOW_ONE = 1 - 2.0**-52
+"""The greatest share that surely comes out less than the whole when it is multiplied with it."""
+BLOCK = 128
+"""Tokens whose weights are added up together."""
+
 
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:
     """One token a row: logits [B, V], uniforms [B], allowed [V] -> int32 [B]."""
@@ -18,36 +23,53 @@ def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | No
         logits = np.where(allowed, logits, logits.dtype.type(-np.inf))
     if rule.temperature == 0:
         return logits.argmax(-1).astype(np.int32)
-    # A division keeps the order, and float32 is sorted twice as fast as float64.
-    scores, ranked = (
-        each.astype(np.float64) / rule.temperature for each in (logits, np.sort(logits, axis=-1)[:, ::-1])
-    )
-    weights = np.exp(ranked - ranked[:, :1])
-    if rule.top_k:
-        weights[:, rule.top_k :] = 0
+    weights = logits - logits.max(-1, keepdims=True)
+    if rule.temperature != 1:
+        weights /= rule.temperature
+    np.exp(weights, out=weights)
+    if rule.top_k or rule.top_p < 1:
+        weights *= kept(logits, rule)
+    return choose(weights, uniforms).astype(np.int32)
+
+
+def kept(logits: Array, rule: SamplingRule) -> Array:
+    """Which tokens top-k and top-p keep, bool [B, V]: those above the last one's logit, and of its equals the first."""
+    V = logits.shape[1]
+    count = min(rule.top_k or V, V)
+    best = np.partition(logits, V - count, axis=-1)[:, V - count :]
+    border = best[:, :1]
     if rule.top_p < 1:
-        before = np.cumsum(weights, axis=-1) - weights
-        weights = np.where(before < rule.top_p * weights.sum(-1, keepdims=True), weights, 0)
-    sums = weights.cumsum(-1)
-    thresholds = uniforms[:, None] * sums[:, -1:]
-    if len(sums) == 1 and isinstance(sums, np.ndarray):
-        rank = sums[0].searchsorted(thresholds[0], "right")  # the same, quicker
-    else:
-        rank = (sums <= thresholds).sum(-1)
-    if np.count_nonzero(rank == sums.shape[1]):  # rounded up to the total: the last that weighs anything
-        rank = np.minimum(rank, (weights > 0).sum(-1) - 1)
-    return at_rank(scores, ranked, rank)
+        ranked = np.sort(best, axis=-1)[:, ::-1]
+        sums = np.exp((ranked - ranked[:, :1]) / rule.temperature).cumsum(-1, dtype=np.float64)
+        before = sums[:, :-1]
+        count = 1 + (before < rule.top_p * sums[:, -1:]).sum(-1, keepdims=True)
+        border = np.take_along_axis(ranked, count - 1, axis=-1)
+    above, equal = logits > border, logits == border
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdims=True)))
 
 
-def at_rank(scores: Array, ranked: Array, rank: Array) -> Array:
-    """The token of each row that stands at a rank [B] of the scores [B, V] in descending order: finding it is less work
-    than sorting the tokens along with their scores."""
-    value = ranked[np.arange(len(rank), like=rank), rank][:, None]
-    equal = scores == value
-    if np.count_nonzero(equal) > len(rank):  # ties: so many tokens with this score come before
-        earlier = rank[:, None] - (ranked > value).sum(-1, keepdims=True)
-        equal = equal.cumsum(-1) > earlier
-    return equal.argmax(-1).astype(np.int32)
+def choose(weights: Array, uniforms: Array) -> Array:
+    """The first token of each row at which the sum of the weights [B, V] exceeds uniform * total, int [B]. Of many rows
+    and tokens, whole blocks are added up first, and tokens one by one in a single block of each row."""
+    rows, V = weights.shape
+    if rows == 1:
+        sums = weights[0].cumsum(dtype=np.float64)
+        return np.searchsorted(sums, uniforms * sums[-1], "right")
+    if V <= BLOCK:
+        sums = weights.cumsum(-1, dtype=np.float64)
+        return (sums <= uniforms[:, None] * sums[:, -1:]).sum(-1)
+    whole = V // BLOCK * BLOCK
+    blocks = weights[:, :whole].reshape(rows, -1, BLOCK).sum(-1), weights[:, whole:].sum(-1, keepdims=True)
+    sums = np.concatenate(blocks, axis=-1).cumsum(-1, dtype=np.float64)
+    goals = uniforms[:, None] * sums[:, -1:]
+    block = (sums <= goals).sum(-1, keepdims=True)
+    places = block * BLOCK + np.arange(BLOCK, like=block)
+    inside = np.where(places < V, np.take_along_axis(weights, np.minimum(places, V - 1), axis=-1), 0)
+    passed = inside.cumsum(-1, dtype=np.float64)
+    goals -= np.where(block > 0, np.take_along_axis(sums, np.maximum(block - 1, 0), axis=-1), 0)
+    # Added up in another order, a block may hold a little less than was looked for.
+    goals = np.minimum(goals, passed[:, -1:] * BELOW_ONE)
+    return block[:, 0] * BLOCK + (passed <= goals).sum(-1)
 
 
 def generate(
@@ -57,17 +79,18 @@ def generate(
     prompt_lengths: Array,
     uniforms: Array,
     rule: SamplingRule,
-    forced: Array,
+    forced: Array | None,
     allowed: Array | None,
 ) -> Array:
-    """Read the prompts, then write: shapes as in the contract, forced always given."""
+    """Read the prompts, then write: shapes as in the contract."""
     logits, state = read(advance, state, prompt, prompt_lengths)
-    written = np.zeros_like(forced)
+    written = np.zeros(uniforms.shape, np.int32, like=prompt)
     ended = np.zeros_like(prompt_lengths, dtype=bool)
-    some_forced, length = bool((forced >= 0).any()), uniforms.shape[1]
+    uniforms = np.minimum(uniforms, BELOW_ONE)
+    length = uniforms.shape[1]
     for n in range(length):
         token = draw(logits, uniforms[:, n], rule, None if allowed is None else allowed[n])
-        if some_forced:
+        if forced is not None:
             token = np.where(forced[:, n] >= 0, forced[:, n], token)
         if rule.end >= 0:
             token = np.where(ended, np.int32(rule.end), token)

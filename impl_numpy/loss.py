@@ -54,11 +54,11 @@ def predictions_backward(d_chosen: Array, outputs: Array, batch: Batch, many_to_
     return d_outputs
 
 
-def unmasked(chosen: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
-    """The outputs [N, H] and the targets [N] that weigh something: no logits are computed of the others."""
+def unmasked(chosen: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """The outputs [N, H] that weigh something, their targets and mask [N]: no logits are computed of the others."""
     if mask.all():
-        return chosen.reshape(-1, chosen.shape[-1]), targets.reshape(-1)
-    return chosen[mask], targets[mask]
+        return chosen.reshape(-1, chosen.shape[-1]), targets.reshape(-1), mask.reshape(-1)
+    return chosen[mask], targets[mask], mask[mask]
 
 
 def unmasked_backward(d_rows: Array, mask: Array) -> Array:

@@ -88,11 +88,13 @@ def compiled(function: Callable[..., Any], setup: Hashable, xla: bool) -> Callab
 
 
 def scan(step: Callable[..., Any], carry: Any, stacked: Any, *fixed: Any) -> tuple[Any, Array]:
-    """step(carry, *one of each stack [K, ...], *fixed) -> carry, report; the last carry, the reports float64 [K, R]."""
+    """step(carry, *one of each stack [K, ...], *fixed) -> carry, report; the last carry, the reports float64 [K, R]. A
+    stack may be None."""
     count = tf.shape(tf.nest.flatten(stacked)[0])[0]
 
     def advance(k: Array, carry: Any, reports: tf.TensorArray) -> tuple[Array, Any, tf.TensorArray]:
-        carry, report = step(carry, *tf.nest.map_structure(lambda stack: stack[k], stacked), *fixed)
+        one = tf.nest.map_structure(lambda stack: None if stack is None else stack[k], stacked)
+        carry, report = step(carry, *one, *fixed)
         return k + 1, carry, reports.write(k, tf.stack(cast(report, tf.float64)))
 
     start = tf.constant(0), carry, tf.TensorArray(tf.float64, count)

@@ -6,24 +6,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from impl_tf.arrays import Array, Device
+from impl_tf.arrays import Array
 from impl_tf.embedding import ACTIVATIONS, rows
 from impl_tf.optimizer import Arrays
-from impl_tf.unroll import Cell, Record, cell_of, times, unroll
+from impl_tf.unroll import Cell, Record, times, unroll
 from shared.config import ModelConfig
-from shared.errors import ImplementationError
 
 Backward = Callable[..., tuple[Array, ...]]
 """Gradients of a layer's results -> those of its arguments."""
-
-
-def require_fused(model: ModelConfig, device: Device) -> None:
-    """ImplementationError where no way back is written for the cell."""
-    if cell_of(model).name not in LAYERS:
-        raise ImplementationError(
-            f"--engine fused has --cell lstm and --cell gru with --gru-reset after, not {cell_of(model).name}: "
-            "use --engine scratch."
-        )
 
 
 def unroll_fused(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Record | None]:

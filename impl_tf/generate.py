@@ -11,56 +11,79 @@ from shared.sampling import SamplingRule
 Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
 
-PAIRS = 128
-"""Tokens of a vocabulary up to which all pairs are compared."""
+BELOW_ONE = 1 - 2.0**-52
+"""The greatest share that surely comes out less than the whole when it is multiplied with it."""
+BLOCK = 128
+"""Tokens whose weights are added up together."""
 
 
-def as_tensors(rule: SamplingRule) -> SamplingRule:
-    """The rule with tensors for numbers: another number compiles nothing anew."""
-    return SamplingRule(*map(tf.constant, rule, (tf.float64, tf.int32, tf.float64, tf.int32)))
+def asked(rule: SamplingRule) -> SamplingRule:
+    """The rule with None for what it does not ask for, which is then not compiled; a number is a tensor, so that
+    another compiles nothing anew."""
+    wanted = rule.temperature > 0, rule.top_k > 0, rule.top_p < 1, rule.end >= 0
+    numbers = map(tf.constant, rule, (tf.float64, tf.int32, tf.float64, tf.int32))
+    return SamplingRule(*(each if want else None for each, want in zip(numbers, wanted, strict=True)))  # type: ignore[arg-type]
 
 
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:
     """One token a row: logits [B, V], uniforms [B], allowed [V] -> int32 [B]."""
-    scores = tf.cast(logits, tf.float64)
     if allowed is not None:
-        scores = tf.where(allowed, scores, float("-inf"))
-    # The rule's numbers are tensors, so every case is computed: temperature 0 is the first of the sorted tokens.
-    warm = rule.temperature > 0
-    scores = scores / tf.where(warm, rule.temperature, 1)
-    top_k = tf.where(warm & (rule.top_k > 0), rule.top_k, tf.where(warm, scores.shape[-1], 1))
-    chosen = choose_by_pairs if scores.shape[-1] <= PAIRS else choose_sorted
-    return chosen(scores, uniforms[:, None], top_k, rule.top_p)
+        logits = tf.where(allowed, logits, float("-inf"))
+    greatest = tf.reduce_max(logits, axis=-1, keepdims=True)
+    if rule.temperature is None:
+        return first(tf.equal(logits, greatest))
+    weights = tf.exp((logits - greatest) / tf.cast(rule.temperature, logits.dtype))
+    if rule.top_k is not None or rule.top_p is not None:
+        weights = tf.where(kept(logits, rule), weights, 0)
+    return choose(weights, uniforms[:, None])
 
 
-def choose_sorted(scores: Array, uniforms: Array, top_k: Array, top_p: Array) -> Array:
-    """The rule's steps 2 to 4: scores [B, V], uniforms [B, 1] -> int32 [B]."""
-    ranked, order = tf.math.top_k(scores, k=scores.shape[-1])  # ties by the lower token
-    weights = tf.exp(ranked - ranked[:, :1])
-    weights = tf.where(tf.range(weights.shape[-1]) < top_k, weights, 0)
-    before = tf.cumsum(weights, axis=-1) - weights
-    kept = (top_p >= 1) | (before < top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))
-    weights = tf.where(kept, weights, 0)
-    sums = tf.cumsum(weights, axis=-1)
-    rank = tf.math.count_nonzero(sums <= uniforms * sums[:, -1:], axis=-1, keepdims=True)
-    last = tf.math.count_nonzero(weights > 0, axis=-1, keepdims=True) - 1
-    return tf.gather(order, tf.minimum(rank, last), batch_dims=1)[:, 0]
+def first(found: Array) -> Array:
+    """The place of the first True of each row: bool [B, V] -> int32 [B]. XLA's argmax is ten times slower."""
+    V = found.shape[1]
+    return tf.reduce_min(tf.where(found, tf.range(V), V - 1), axis=-1)
 
 
-def choose_by_pairs(scores: Array, uniforms: Array, top_k: Array, top_p: Array) -> Array:
-    """The same by comparing every token with every other, which XLA does faster than it sorts a few."""
-    tokens, one, other = tf.range(scores.shape[-1]), scores[:, :, None], scores[:, None]
-    first = (other > one) | (tf.equal(other, one) & (tokens < tokens[:, None]))  # [B, V, V]: the other comes before
-    rank = tf.reduce_sum(tf.cast(first, tf.int32), axis=-1)
-    weights = tf.exp(scores - tf.reduce_max(scores, axis=-1, keepdims=True))
-    weights = tf.where(rank < top_k, weights, 0)
-    before = tf.reduce_sum(tf.where(first, weights[:, None], 0), axis=-1)
-    kept = (top_p >= 1) | (before < top_p * tf.reduce_sum(weights, axis=-1, keepdims=True))
-    weights = tf.where(kept, weights, 0)
-    passed = before + weights <= uniforms * tf.reduce_sum(weights, axis=-1, keepdims=True)
-    place = tf.math.count_nonzero(passed & (weights > 0), axis=-1, keepdims=True, dtype=tf.int32)
-    last = tf.math.count_nonzero(weights > 0, axis=-1, keepdims=True, dtype=tf.int32) - 1
-    return tf.argmax(tf.equal(rank, tf.minimum(place, last)), axis=-1, output_type=tf.int32)
+def kept(logits: Array, rule: SamplingRule) -> Array:
+    """Which tokens top-k and top-p keep, bool [B, V]: those above the last one's logit, and of its equals the first."""
+    V = logits.shape[1]
+    ranked = tf.sort(logits, axis=-1, direction="DESCENDING")
+    count = tf.fill((logits.shape[0], 1), V if rule.top_k is None else tf.minimum(rule.top_k, V))
+    if rule.top_p is not None:
+        weights = tf.exp((ranked - ranked[:, :1]) / tf.cast(rule.temperature, logits.dtype))
+        sums = tf.cumsum(tf.cast(tf.where(tf.range(V) < count, weights, 0), tf.float64), axis=-1)
+        before = sums[:, :-1]
+        count = tf.minimum(count, 1 + true(before < rule.top_p * sums[:, -1:]))
+    border = tf.gather(ranked, count - 1, batch_dims=1)
+    above, equal = logits > border, tf.equal(logits, border)
+    return above | (equal & (tf.cumsum(tf.cast(equal, tf.int32), axis=-1) <= count - true(above)))
+
+
+def true(found: Array) -> Array:
+    """How many of each row are True: bool [B, N] -> int32 [B, 1]."""
+    return tf.math.count_nonzero(found, axis=-1, keepdims=True, dtype=tf.int32)
+
+
+def choose(weights: Array, uniforms: Array) -> Array:
+    """The first token of each row at which the sum of the weights [B, V] exceeds uniform [B, 1] * total, int32 [B]. Of
+    many tokens, whole blocks are added up first, and tokens one by one in a single block of each row."""
+    rows, V = weights.shape
+    if V <= BLOCK:
+        sums = tf.cumsum(tf.cast(weights, tf.float64), axis=-1)
+        return true(sums <= uniforms * sums[:, -1:])[:, 0]
+    whole = V // BLOCK * BLOCK
+    blocks = tf.reduce_sum(tf.reshape(weights[:, :whole], (rows, -1, BLOCK)), axis=-1)
+    rest = tf.reduce_sum(weights[:, whole:], axis=-1, keepdims=True)
+    sums = tf.cumsum(tf.cast(tf.concat([blocks, rest], axis=-1), tf.float64), axis=-1)
+    goals = uniforms * sums[:, -1:]
+    block = true(sums <= goals)
+    places = block * BLOCK + tf.range(BLOCK)
+    inside = tf.where(places < V, tf.gather(weights, tf.minimum(places, V - 1), batch_dims=1), 0)
+    passed = tf.cumsum(tf.cast(inside, tf.float64), axis=-1)
+    goals -= tf.where(block > 0, tf.gather(sums, tf.maximum(block - 1, 0), batch_dims=1), 0)
+    # Added up in another order, a block may hold a little less than was looked for.
+    goals = tf.minimum(goals, passed[:, -1:] * BELOW_ONE)
+    return (block * BLOCK + true(passed <= goals))[:, 0]
 
 
 def generate(
@@ -70,17 +93,20 @@ def generate(
     prompt_lengths: Array,
     uniforms: Array,
     rule: SamplingRule,
-    forced: Array,
+    forced: Array | None,
     allowed: Array | None,
 ) -> Array:
-    """Read the prompts, then write: shapes as in the contract, forced always given."""
-    length = tf.shape(uniforms)[1]
+    """Read the prompts, then write: shapes as in the contract; the rule as `asked` makes it."""
+    length, uniforms = tf.shape(uniforms)[1], tf.minimum(uniforms, BELOW_ONE)
 
     def write(n: Array, logits: Array, state: Any, ended: Array, written: tf.TensorArray) -> tuple[Any, ...]:
         token = draw(logits, uniforms[:, n], rule, None if allowed is None else allowed[n])
-        token = tf.where(forced[:, n] >= 0, forced[:, n], token)
-        token = tf.where(ended, rule.end, token)
-        return n + 1, *advance(token, state), ended | tf.equal(token, rule.end), written.write(n, token)
+        if forced is not None:
+            token = tf.where(forced[:, n] >= 0, forced[:, n], token)
+        if rule.end is not None:
+            token = tf.where(ended, rule.end, token)
+            ended |= tf.equal(token, rule.end)
+        return n + 1, *advance(token, state), ended, written.write(n, token)
 
     ended = tf.zeros_like(prompt_lengths, dtype=tf.bool)
     written = tf.TensorArray(tf.int32, length)

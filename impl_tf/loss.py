@@ -1,4 +1,5 @@
-"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]."""
+"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]; or [N, V] and
+[N], of the unmasked."""
 
 from collections.abc import Callable
 
@@ -42,6 +43,14 @@ def predictions(outputs: Array, batch: Batch, many_to_one: bool) -> tuple[Array,
         return outputs, tf.transpose(batch.targets), tf.transpose(batch.mask)
     chosen = tf.gather_nd(outputs, last_steps(batch))
     return chosen[None], batch.targets[None], tf.reduce_any(batch.mask, axis=1)[None]
+
+
+def unmasked(chosen: Array, targets: Array, mask: Array, rows: Array | None) -> tuple[Array, Array, Array]:
+    """The outputs [N, H], targets [N] and mask [N] at `rows` of the flat [T, B]: no logits are computed of the others.
+    None: all, as they are."""
+    if rows is None:
+        return chosen, targets, mask
+    return tuple(tf.gather(tf.reshape(each, (-1, *each.shape[2:])), rows) for each in (chosen, targets, mask))
 
 
 def last_steps(batch: Batch) -> Array:

@@ -9,15 +9,17 @@ import tensorflow as tf
 from impl_tf.arrays import Array, Device, cast, compiled, kernel, open_device, scan, swap_axes, to_array, to_numpy
 from impl_tf.dropout import Dropout
 from impl_tf.embedding import embed
-from impl_tf.fused import fold_embedding, require_fused, unroll_fused
-from impl_tf.generate import as_tensors, generate
-from impl_tf.loss import mean_nats, predictions, score
+from impl_tf.fused import fold_embedding, unroll_fused
+from impl_tf.generate import asked, generate
+from impl_tf.loss import mean_nats, predictions, score, unmasked
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
 from impl_tf.optimizer import clip, init_slots, norms, together, update
 from impl_tf.unroll import Engine, cell_of, times, unroll, unroll_layers
+from shared.batching import unmasked_rows
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -42,14 +44,12 @@ class Model:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
         engine: Engine = unroll
-        self.kernel = kernel(self._place)
-        if runtime.engine == "fused":
-            require_fused(model, self._place)
+        self.device, self.engine, self.kernel = self._place.name, engine_of(runtime, model), kernel(self._place)
+        if self.engine == "fused":
             engine, self.kernel = unroll_fused, f"backward by hand, {self.kernel}"
-        if runtime.engine == "native":
+        if self.engine == "native":
             require_native(model, self._place)
             engine, self.kernel = native_engine(model, self._place), native_kernel(model, self._place)
-        self.device, self.engine = self._place.name, runtime.engine
         self._dropout_keys = self._array(np.array([dropout_keys(seed, k) for k in range(model.num_layers)], np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
         names = tuple(self._shapes)
@@ -96,20 +96,22 @@ class Model:
         return to_numpy(logits), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        dropout = None if step is None else self._dropout(np.array(step))
-        loss, (gradients, d_state), state = self._run(_gradients, self._parameters, state, batch, dropout)
+        rows, dropout = self._rows(batch.mask[None]), None if step is None else self._dropout(np.array(step))
+        given = state, batch, None if rows is None else rows[0], dropout
+        loss, (gradients, d_state), state = self._run(_gradients, self._parameters, *given)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
         start, dropout = (self._parameters, self._slots, self._step, state), self._dropout(self._step)
-        end, reports = self._run(_scan, _train_step, start, (batches, learning_rates), dropout)
+        stacks = batches, self._rows(batches.mask), learning_rates
+        end, reports = self._run(_scan, _train_step, start, stacks, dropout)
         self._parameters, self._slots, self._step, state = end
         losses, totals, finite, *each_norm = to_numpy(reports).T.copy()
         return TrainingSteps(losses, totals, finite > 0, state, np.stack(each_norm, 1))
 
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
-        state, reports = self._run(_scan, _score, state, (batches,), self._parameters)
+        state, reports = self._run(_scan, _score, state, (batches, self._rows(batches.mask)), self._parameters)
         nats, tokens, hits = to_numpy(reports).sum(0)
         return Evaluation(float(nats), int(tokens), int(hits), state)
 
@@ -131,14 +133,17 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
-        draws, numbers = tf.constant(uniforms), as_tensors(rule)
-        arguments = self.initial_state(len(prompt)), prompt, prompt_lengths, draws, numbers, free, allowed
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
+        draws = tf.constant(uniforms)
+        arguments = self.initial_state(len(prompt)), prompt, prompt_lengths, draws, asked(rule), forced, allowed
         return to_numpy(self._run(_generate, self._parameters, *arguments, xla=self._setup.xla))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
+
+    def _rows(self, mask: np.ndarray) -> np.ndarray | None:
+        """Of which positions of a stack to compute logits; None for all."""
+        return None if self._model.many_to_one else unmasked_rows(mask, PARTS)
 
     def _dropout(self, step: Any) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
@@ -153,6 +158,10 @@ class Model:
 
 
 # Pure functions of a static configuration: models of equal configuration share what was compiled.
+
+
+PARTS = 8
+"""Numbers of rows of logits that there are programs for, at most: a program has fixed shapes."""
 
 
 class Setup(NamedTuple):
@@ -187,12 +196,19 @@ def _decode(setup: Setup, weights: Parameters, outputs: Array) -> Array:
 
 
 def _predict(
-    setup: Setup, parameters: Parameters, batch: Batch, state: State, dropout: Dropout | None, record: bool = False
+    setup: Setup,
+    parameters: Parameters,
+    batch: Batch,
+    rows: Array | None,
+    state: State,
+    dropout: Dropout | None,
+    record: bool = False,
 ) -> tuple[tuple[Array, Array, Array], State, list[Any]]:
-    """Logits, targets and mask of what the batch predicts, time first; the state after it, a record for each layer."""
+    """Logits, targets and mask of what the batch predicts, time first, or of its rows; the state after it, a record for
+    each layer."""
     weights, before = cast(parameters, setup.place.layers), zero_rows(state, batch.reset)
     outputs, after, records = _outputs(setup, weights, tf.transpose(batch.tokens), before, dropout, record)
-    chosen, targets, mask = predictions(outputs, batch, setup.model.many_to_one)
+    chosen, targets, mask = unmasked(*predictions(outputs, batch, setup.model.many_to_one), rows)
     return (_decode(setup, weights, chosen), targets, mask), after, records
 
 
@@ -204,24 +220,24 @@ def _logits(setup: Setup, parameters: Parameters, tokens: Array, state: State) -
 
 
 def _gradients(
-    setup: Setup, parameters: Parameters, state: State, batch: Batch, dropout: Dropout | None
+    setup: Setup, parameters: Parameters, state: State, batch: Batch, rows: Array | None, dropout: Dropout | None
 ) -> tuple[Array, tuple[Parameters, State], State]:
     """Mean nats of the batch, its gradients, the state after it."""
     with tf.GradientTape() as tape:
         tape.watch((parameters, state))
-        predicted, after, _ = _predict(setup, parameters, batch, state, dropout)
+        predicted, after, _ = _predict(setup, parameters, batch, rows, state, dropout)
         loss = mean_nats(*predicted)
     return loss, tape.gradient(loss, (parameters, state)), after
 
 
 def _train_step(
-    setup: Setup, before: Any, batch: Batch, learning_rate: Array, dropout: Dropout | None
+    setup: Setup, before: Any, batch: Batch, rows: Array | None, learning_rate: Array, dropout: Dropout | None
 ) -> tuple[Any, tuple[Array, ...]]:
     """Parameters, slots, step and state before and after one step; its loss, the norm of all gradients, whether finite,
     and the norm of each."""
     parameters, slots, step, state = before
     masks = dropout and dropout._replace(step=step)
-    loss, (gradients, _), after = _gradients(setup, parameters, state, batch, masks)
+    loss, (gradients, _), after = _gradients(setup, parameters, state, batch, rows, masks)
     each = norms({name: gradients[name] for name in setup.names})
     norm = together(each)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
@@ -231,9 +247,11 @@ def _train_step(
     return (parameters, slots, step + tf.cast(finite, step.dtype), state), (loss, norm, finite, *tf.unstack(each))
 
 
-def _score(setup: Setup, state: State, batch: Batch, parameters: Parameters) -> tuple[State, tuple[Array, ...]]:
+def _score(
+    setup: Setup, state: State, batch: Batch, rows: Array | None, parameters: Parameters
+) -> tuple[State, tuple[Array, ...]]:
     """The state after one batch; its nats, predictions, hits."""
-    predicted, state, _ = _predict(setup, parameters, batch, state, None)
+    predicted, state, _ = _predict(setup, parameters, batch, rows, state, None)
     return state, score(*predicted)
 
 
@@ -244,7 +262,7 @@ def _scan(setup: Setup, function: Callable[..., Any], *arguments: Any) -> tuple[
 
 def _trace(setup: Setup, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Any]]:
     """Logits as in the contract, and the record of each layer with fields [B, T, H]."""
-    (logits, _, _), _, records = _predict(setup, parameters, batch, state, None, record=True)
+    (logits, _, _), _, records = _predict(setup, parameters, batch, None, state, None, record=True)
     return logits[0] if setup.model.many_to_one else swap_axes(logits), tf.nest.map_structure(swap_axes, records)
 
 

@@ -17,17 +17,6 @@ from impl_torch.embedding import ACTIVATIONS
 from impl_torch.native import native_kernel, unroll_native
 from impl_torch.unroll import Cell, Record, cell_of, project
 from shared.config import ModelConfig
-from shared.errors import ImplementationError
-
-FUSED = ("lstm", "gru-after")
-
-
-def require_fused(model: ModelConfig, device: Device) -> None:
-    """ImplementationError with the reason where there is no faster way than the scratch engine's."""
-    if (name := cell_of(model).name) not in FUSED:
-        raise ImplementationError(
-            f"The fused engine knows lstm, and gru with the reset after the product, not {name}: use --engine scratch."
-        )
 
 
 def fused_kernel(model: ModelConfig, device: Device) -> str:

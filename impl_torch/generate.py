@@ -14,25 +14,60 @@ from shared.sampling import SamplingRule
 Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
 
+BELOW_ONE = 1 - 2.0**-52
+"""The greatest share that surely comes out less than the whole when it is multiplied with it."""
+BLOCK = 128
+"""Tokens whose weights are added up together."""
+
 
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:
     """One token a row: logits [B, V], uniforms [B], allowed [V] -> int32 [B]."""
-    scores = logits.double()
     if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf)
+        logits = logits.masked_fill(~allowed, -torch.inf)
     if rule.temperature == 0:
-        return scores.argmax(-1).int()
-    ranked, order = (scores / rule.temperature).sort(dim=-1, descending=True, stable=True)
-    weights = (ranked - ranked[:, :1]).exp()
-    if rule.top_k:
-        weights[:, rule.top_k :] = 0
+        return logits.argmax(-1).int()
+    weights = logits - logits.amax(-1, keepdim=True)
+    if rule.temperature != 1:
+        weights /= rule.temperature
+    weights.exp_()
+    if rule.top_k or rule.top_p < 1:
+        weights *= kept(logits, rule)
+    return choose(weights, uniforms[:, None]).int()
+
+
+def kept(logits: Array, rule: SamplingRule) -> Array:
+    """Which tokens top-k and top-p keep, bool [B, V]: those above the last one's logit, and of its equals the first."""
+    count = min(rule.top_k or logits.shape[1], logits.shape[1])
+    ranked = logits.topk(count, dim=-1).values
+    border, places = ranked[:, -1:], torch.tensor(count)
     if rule.top_p < 1:
-        before = weights.cumsum(-1) - weights
-        weights = weights.where(before < rule.top_p * weights.sum(-1, keepdim=True), 0)
-    sums = weights.cumsum(-1)
-    rank = (sums <= uniforms[:, None] * sums[:, -1:]).sum(-1, keepdim=True)
-    last = (weights > 0).sum(-1, keepdim=True) - 1
-    return order.gather(-1, torch.minimum(rank, last))[:, 0].int()
+        sums = ((ranked - ranked[:, :1]) / rule.temperature).exp().cumsum(-1, dtype=torch.float64)
+        before = sums[:, :-1]
+        places = 1 + (before < rule.top_p * sums[:, -1:]).sum(-1, keepdim=True)
+        border = ranked.gather(-1, places - 1)
+    above, equal = logits > border, logits == border
+    return above | (equal & (equal.cumsum(-1) <= places - above.sum(-1, keepdim=True)))
+
+
+def choose(weights: Array, uniforms: Array) -> Array:
+    """The first token of each row at which the sum of the weights [B, V] exceeds uniform [B, 1] * total, int [B]. Of
+    many rows and tokens, whole blocks are added up first, and tokens one by one in a single block of each row."""
+    rows, V = weights.shape
+    if rows == 1 or V <= BLOCK:
+        sums = weights.cumsum(-1, dtype=torch.float64)
+        return torch.searchsorted(sums, uniforms * sums[:, -1:], right=True)[:, 0]
+    whole = V // BLOCK * BLOCK
+    blocks = weights[:, :whole].view(rows, -1, BLOCK).sum(-1), weights[:, whole:].sum(-1, keepdim=True)
+    sums = torch.cat(blocks, dim=-1).cumsum(-1, dtype=torch.float64)
+    goals = uniforms * sums[:, -1:]
+    block = torch.searchsorted(sums, goals, right=True)
+    places = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    inside = weights.gather(-1, places.clamp(max=V - 1)).masked_fill_(places >= V, 0)
+    passed = inside.cumsum(-1, dtype=torch.float64)
+    goals = goals - torch.where(block > 0, sums.gather(-1, (block - 1).clamp(min=0)), 0)
+    # Added up in another order, a block may hold a little less than was looked for.
+    goals = torch.minimum(goals, passed[:, -1:] * BELOW_ONE)
+    return (block * BLOCK + torch.searchsorted(passed, goals, right=True))[:, 0]
 
 
 def generate(
@@ -42,17 +77,18 @@ def generate(
     prompt_lengths: Array,
     uniforms: Array,
     rule: SamplingRule,
-    forced: Array,
+    forced: Array | None,
     allowed: Array | None,
 ) -> Array:
-    """Read the prompts, then write: shapes as in the contract, forced always given."""
+    """Read the prompts, then write: shapes as in the contract."""
     logits, state = read(advance, state, prompt, prompt_lengths)
-    written, free = [], not (forced >= 0).any()  # what cannot happen is not asked for at each token
+    written = []
     ended = torch.zeros_like(prompt_lengths, dtype=torch.bool)
-    for n, (uniform, force) in enumerate(zip(uniforms.unbind(1), forced.unbind(1), strict=True)):
+    uniforms = uniforms.clamp(max=BELOW_ONE)
+    for n, uniform in enumerate(uniforms.unbind(1)):
         token = draw(logits, uniform, rule, None if allowed is None else allowed[n])
-        if not free:
-            token = torch.where(force >= 0, force, token)
+        if forced is not None:
+            token = torch.where(forced[:, n] >= 0, forced[:, n], token)
         if rule.end >= 0:
             token = token.masked_fill(ended, rule.end)
             ended = ended | (token == rule.end)

@@ -1,4 +1,5 @@
-"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]."""
+"""Cross-entropy from logits, in nats, with masks. Axes: logits [T, B, V], targets and mask [T, B]; or [N, V] and
+[N], of the unmasked."""
 
 from typing import Any
 
@@ -11,7 +12,7 @@ from shared.contract import Batch
 
 def token_nats(logits: Array, targets: Array) -> Array:
     """-log softmax(logits)[target] of each token, by log-sum-exp."""
-    return cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").view(targets.shape)
+    return cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
 
 
 def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:
@@ -30,6 +31,14 @@ def predictions(outputs: Array, batch: Batch, many_to_one: bool) -> tuple[Array,
     if not many_to_one:
         return outputs, batch.targets.T, batch.mask.T
     return outputs[last_steps(batch)][None], batch.targets[None], batch.mask.any(1)[None]
+
+
+def unmasked(chosen: Array, targets: Array, mask: Array, rows: Array | None) -> tuple[Array, Array, Array]:
+    """The outputs [N, H], targets [N] and mask [N] at `rows` of the flat [T, B]: no logits are computed of the others.
+    None: all, as they are."""
+    if rows is None:
+        return chosen, targets, mask
+    return chosen.flatten(0, 1).index_select(0, rows), targets.flatten()[rows], mask.flatten()[rows]
 
 
 def last_steps(batch: Batch) -> Any:

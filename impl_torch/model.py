@@ -9,14 +9,15 @@ import torch
 from impl_torch.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_torch.dropout import Dropout
 from impl_torch.embedding import embed
-from impl_torch.fused import dense, fold, fused_kernel, require_fused, unroll_fused
+from impl_torch.fused import dense, fold, fused_kernel, unroll_fused
 from impl_torch.generate import Advance, generate, stepper
-from impl_torch.loss import mean_nats, predictions, score
+from impl_torch.loss import mean_nats, predictions, score, unmasked
 from impl_torch.native import native_kernel, require_native, unroll_native
 from impl_torch.optimizer import clip, init_slots, norms, together, update
 from impl_torch.unroll import Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
 from shared.random_bits import dropout_keys
@@ -40,14 +41,13 @@ class Model:
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
+        self.device, self.engine = self._place.name, engine_of(runtime, model)
         self._unroll, self.kernel = unroll, kernel(self._place)
-        if runtime.engine == "native":
+        if self.engine == "native":
             require_native(model, self._place)
             self._unroll, self.kernel = unroll_native, native_kernel(model, self._place)
-        elif runtime.engine == "fused":
-            require_fused(model, self._place)
+        elif self.engine == "fused":
             self._unroll, self.kernel = unroll_fused, fused_kernel(model, self._place)
-        self.device, self.engine = self._place.name, runtime.engine
         self._dropout_keys = self._array(np.array([dropout_keys(seed, layer) for layer in range(model.num_layers)]))
         self._shapes = parameter_shapes(model, vocabulary_size)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
@@ -97,7 +97,8 @@ class Model:
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         start = map_state(lambda field: field.detach().clone().requires_grad_(), state)
-        loss, after = self._loss(Batch(*map(self._array, batch)), start, self._dropout(step))
+        rows = self._rows(batch.mask)
+        loss, after = self._loss(Batch(*map(self._array, batch)), start, self._dropout(step), rows)
         fields = [field for layer in start for field in layer]
         gradients = torch.autograd.grad(loss, [*self._parameters.values(), *fields])
         parameters = dict(zip(self._shapes, map(to_numpy, gradients), strict=False))
@@ -106,22 +107,22 @@ class Model:
         return loss.item(), Gradients(parameters, d_state), after
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
-        stacked = Batch(*map(self._array, batches))
+        stacked, rows = Batch(*map(self._array, batches)), [self._rows(mask) for mask in batches.mask]
         steps = []
         for k, learning_rate in enumerate(learning_rates):
-            each, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
+            each, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate), rows[k])
             steps.append((loss, norm, finite, each))
         losses, totals, finites, each_norm = (to_numpy(torch.stack(column)) for column in zip(*steps, strict=True))
         return TrainingSteps(losses.astype(np.float64), totals, finites, state, each_norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
-        stacked = Batch(*map(self._array, batches))
+        stacked, rows = Batch(*map(self._array, batches)), [self._rows(mask) for mask in batches.mask]
         weights, sums = self._weights(), torch.zeros(3, dtype=torch.float64, device=self._place.handle)
         for k in range(len(batches.tokens)):
             batch = at(stacked, k)
             outputs, state, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset))
-            outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
+            outputs, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one), rows[k])
             sums += torch.stack([each.double() for each in score(self._decode(weights, outputs), targets, mask)])
         nats, tokens, hits = sums.tolist()
         return Evaluation(nats, int(tokens), int(hits), state)
@@ -150,20 +151,24 @@ class Model:
         forced: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        free = np.full(uniforms.shape, -1, np.int32) if forced is None else forced
-        # The rule is computed in float64 whatever the model's precision, so the uniforms are not cast to it.
+        # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = torch.tensor(uniforms, device=self._place.handle)
         arrays = self._array(prompt), self._array(prompt_lengths)
-        permitted = None if allowed is None else self._array(allowed)
+        given = (None if each is None else self._array(each) for each in (forced, allowed))
         weights, state = self._weights(), cast(self.initial_state(len(prompt)), self._place.layers)
         if self.engine == "native":
             advance: Advance = partial(self._advance, weights)
         else:
             advance = stepper(self._model, weights, partial(self._decode, weights), prompt.size + uniforms.size)
-        return to_numpy(generate(advance, state, *arrays, draws, rule, self._array(free), permitted))
+        return to_numpy(generate(advance, state, *arrays, draws, rule, *given))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
+
+    def _rows(self, mask: np.ndarray) -> Array | None:
+        """Where a batch's mask [B, T] is True in [T, B], flat; None where everywhere. Found here on the host, as a GPU
+        would have to be waited for."""
+        return None if mask.all() or self._model.many_to_one else self._array(np.flatnonzero(mask.T))
 
     def _weights(self) -> dict[str, Array]:
         """The parameters in the layers' precision, inside the graph."""
@@ -203,16 +208,18 @@ class Model:
         outputs, state, _ = self._outputs(weights, tokens[None], state)
         return self._decode(weights, outputs[0]), state
 
-    def _loss(self, batch: Batch, state: State, dropout: Dropout | None) -> tuple[Array, State]:
-        """Mean nats of the batch, and the state after it, detached."""
+    def _loss(self, batch: Batch, state: State, dropout: Dropout | None, rows: Array | None) -> tuple[Array, State]:
+        """Mean nats of the batch, whose unmasked `rows` are given, and the state after it, detached."""
         weights = self._weights()
         outputs, after, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
-        outputs, targets, mask = predictions(outputs, batch, self._model.many_to_one)
+        outputs, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one), rows)
         return mean_nats(self._decode(weights, outputs), targets, mask), map_state(torch.Tensor.detach, after)
 
-    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, Array, Array, Array, State]:
+    def _train_step(
+        self, batch: Batch, state: State, learning_rate: float, rows: Array | None
+    ) -> tuple[Array, Array, Array, Array, State]:
         """Norms of the gradients, each and together; loss, whether finite, state after."""
-        loss, after = self._loss(batch, state, self._dropout(self._step))
+        loss, after = self._loss(batch, state, self._dropout(self._step), rows)
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
             gradients = dict(zip(self._shapes, grads, strict=True))

@@ -57,9 +57,10 @@ def run(options: Bench, open_worker: OpenWorker = Worker) -> int:
 
 
 def chosen_engines(names: str) -> list[str]:
-    """The engines that `--engine scratch,fused` names, or all; whether an implementation has one, it says itself."""
+    """The engines that `--engine scratch,fused` names, or all: auto is one of them. Whether an implementation has one,
+    it says itself."""
     known = list(get_args(Engine))
-    given = known if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
+    given = known[1:] if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
     if not given or (unknown := sorted(set(given) - set(known))):
         wrong = f"unknown {', '.join(unknown)}" if given else "none given"
         raise ConfigError(f"--engine: {wrong}; choose among {', '.join(known)} (comma between), or all.")

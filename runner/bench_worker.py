@@ -3,6 +3,7 @@ lies between two readings of the clock is counted; what is imported, built, comp
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ PATIENCE = 0.25
 """Seconds for each size of matrix product."""
 ADAM = OptimizerConfig()
 """Adam in torch's formula, clipped by global norm 1."""
+KERAS_ADAM = replace(ADAM, dialect="keras")
 
 
 class Entry(NamedTuple):
@@ -43,9 +45,9 @@ class Entry(NamedTuple):
 class Ours:
     """An implementation behind the contract, trained and sampled as a peer is."""
 
-    def __init__(self, impl: str, workload: Workload, runtime: RuntimeConfig) -> None:
+    def __init__(self, impl: str, workload: Workload, runtime: RuntimeConfig, optimizer: OptimizerConfig) -> None:
         size, self._carried = workload.vocabulary_size, not workload.padded
-        self.model = create_model(impl, workload.model, ADAM, size, runtime)
+        self.model = create_model(impl, workload.model, optimizer, size, runtime)
         self.model.load_parameters(workload.parameters(runtime.dtype))
         self.kernel, self.device = self.model.kernel, self.model.device
         self._state = self.model.initial_state(workload.batch_size)
@@ -64,14 +66,16 @@ class Ours:
 class Contestant:
     """An entry, ready to be asked. `runtime` is what an implementation gets; a peer takes its device and precision."""
 
-    def __init__(self, entry: Entry, workload: Workload, runtime: RuntimeConfig) -> None:
+    def __init__(
+        self, entry: Entry, workload: Workload, runtime: RuntimeConfig, optimizer: OptimizerConfig = ADAM
+    ) -> None:
         started = time.perf_counter()
         require(entry.impl)
-        self._workload, self._runtime = workload, runtime
+        self._entry, self._workload, self._runtime = entry, workload, runtime
         if not entry.peer:
             import_quietly(f"impl_{entry.impl}")
             imported = time.perf_counter()
-            self._subject: Any = Ours(entry.impl, workload, runtime)
+            self._subject: Any = Ours(entry.impl, workload, runtime, optimizer)
         else:
             peers = import_quietly(f"benchmarks.peer_{entry.impl}").PEERS
             imported = time.perf_counter()
@@ -83,7 +87,11 @@ class Contestant:
     def introduce(self) -> dict[str, Any]:
         """What runs here, and with which settings."""
         subject = self._subject
-        return {"kernel": subject.kernel, "device": str(subject.device), "settings": self._settings, **self._seconds}
+        ran = (
+            {} if self._entry.peer else {"engine": subject.model.engine, "name": f"{self._impl} {subject.model.engine}"}
+        )
+        place = {"kernel": subject.kernel, "device": str(subject.device), "settings": self._settings}
+        return place | ran | self._seconds
 
     def prove(self) -> dict[str, Any]:
         """The losses of the first steps, or the likeliest tokens at each number of texts; and how long the first call

@@ -128,7 +128,7 @@ SAMPLING = {
     "top-k keeps one less": "top-k keeps one token too few",
     "top-p ignored": "top-p is ignored",
     "top-p on the sum after": "top-p drops the token that reaches the sum, which should stay",
-    "drawn in the tokens' order": "the sums run in the tokens' order, not from the likeliest down",
+    "drawn from the likeliest down": "the sums run from the likeliest token down, not in the tokens' order",
     "one token too many read": "one token of padding is read after a short prompt",
     "padding of the prompt read": "the padding after a short prompt is read",
     "forced tokens ignored": "forced tokens are ignored",

@@ -78,9 +78,10 @@ def settings(runtime: RuntimeConfig, workers: int = 1) -> dict[str, str]:
     if not runtime.tuning:
         return {}
     count = str(runtime.threads or max(1, available_cores() // workers))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+    tensorflow = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if workers > 1 else {}
-    return {**dict.fromkeys(names, count), "TF_NUM_INTEROP_THREADS": "1", **waiting, **tuned()}
+    return {**dict.fromkeys(names + tensorflow, count), **waiting, **tuned()}
 
 
 def tuned() -> dict[str, str]:

@@ -210,7 +210,7 @@ def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | No
     if rule.top_p < 1 and "top-p ignored" not in made:
         before = np.cumsum(weights, -1) - (0 if "top-p on the sum after" in made else weights)
         weights = np.where(before < rule.top_p * weights.sum(-1, keepdims=True), weights, 0)
-    if "drawn in the tokens' order" in made:
+    if "drawn from the likeliest down" not in made:
         weights, order = (
             np.take_along_axis(weights, np.argsort(order), -1),
             np.tile(np.arange(len(logits[0])), (len(logits), 1)),

@@ -113,29 +113,32 @@ def reachable(scores: Array, uniform: float, rule: SamplingRule, token: int, mov
     """Whether the rule may draw the token when logits move by at most `moved`.
 
     Sums of weights exp(l / temperature) change by a factor of at most exp(2 moved / temperature) against each other;
-    tokens no further than 2 moved apart may change places; a token at the border of top-p may be kept or not.
+    tokens no further than 2 moved apart may change places, so that some are kept surely and more maybe. The token is
+    drawn if those kept before it hold no more than the share `uniform`, and with it they hold more.
     """
     weights = np.exp((scores - scores.max()) / rule.temperature)
     factor = float(np.exp(min(2 * moved / rule.temperature, 700.0)))
-    surely = scores - moved > scores[token] + moved
-    maybe = scores + moved >= scores[token] - moved
-    if rule.top_k:
-        if surely.sum() >= rule.top_k:
-            return False
-        weights = np.where((-scores).argsort(kind="stable").argsort() < rule.top_k, weights, 0)
-        weights[token] = max(weights[token], np.exp((scores[token] - scores.max()) / rule.temperature))
-    least = most = float(weights.sum())
-    if rule.top_p < 1:
-        if weights[surely].sum() >= rule.top_p * most * factor:
-            return False
-        least, most = (kept(weights, rule.top_p * change) for change in (1 / factor, factor))
-    before, after = float(weights[surely].sum()), least - float(weights[maybe].sum())
-    return before * (1 - uniform) <= uniform * (most - before) * factor and uniform * after <= (
-        (1 - uniform) * (least - after) * factor
+    surely, maybe = kept(scores, weights, rule, moved, factor)
+    if not maybe[token]:
+        return False
+    (least_before, most_before), (least_after, most_after) = (
+        [float(weights[side][some[side]].sum()) for some in (surely, maybe)]
+        for side in (slice(token), slice(token + 1, None))
+    )
+    return least_before * (1 - uniform) <= uniform * (weights[token] + most_after) * factor and (
+        uniform * least_after <= (1 - uniform) * (weights[token] + most_before) * factor
     )
 
 
-def kept(weights: Array, top_p: float) -> float:
-    """The weight of the likeliest tokens that together hold the share top_p."""
-    ranked = np.sort(weights)[::-1]
-    return float(ranked[np.cumsum(ranked) - ranked < top_p * ranked.sum()].sum())
+def kept(scores: Array, weights: Array, rule: SamplingRule, moved: float, factor: float) -> tuple[Array, Array]:
+    """Which tokens top-k and top-p keep however logits move, and which they may keep."""
+    falling, held = np.sort(-scores), np.concatenate([[0.0], np.cumsum(np.sort(weights)[::-1])])
+    fewest = falling.searchsorted(-scores - 2 * moved, "left")  # that stand before each token
+    most = falling.searchsorted(-scores + 2 * moved, "right") - 1
+    top_k = min(rule.top_k or len(scores), len(scores))
+    surely, maybe = most < top_k, fewest < top_k
+    if rule.top_p < 1:
+        share = rule.top_p * held[top_k]  # the likeliest top_k, whichever they are, hold this but for half the factor
+        surely &= (held[most + 1] - weights) * factor < share
+        maybe &= held[fewest] < share * factor
+    return surely, maybe

@@ -214,6 +214,16 @@ def unmasked_targets(batch: Batch) -> Array:
     return batch.targets[batch.mask if batch.targets.ndim == batch.mask.ndim else batch.mask.any(axis=-1)]
 
 
+def unmasked_rows(mask: Array, parts: int) -> Array | None:
+    """Where mask [K, B, T] is True in each [T, B], flat: int32 [K, R]. R is the number in the fullest batch rounded up
+    to a whole `parts`-th of T B, so that few shapes occur; masked places fill it up. None where R = T B."""
+    masked = ~mask.swapaxes(1, 2).reshape(len(mask), -1)
+    size = masked.shape[1]
+    fullest = max(size - int(masked.sum(axis=1).min()), 1)
+    rows = -(-fullest * parts // size) * size // parts
+    return None if rows == size else masked.argsort(axis=1, kind="stable")[:, :rows].astype(np.int32)
+
+
 def stack(batches: Sequence[Batch]) -> Batch:
     """One batch with a leading axis K."""
     return Batch(*(np.stack(field) for field in zip(*batches, strict=True)))

@@ -15,7 +15,7 @@ Dialect = Literal["torch", "keras", "optax"]
 Initializer = Literal["uniform", "normal", "xavier", "kaiming", "orthogonal", "zero", "torch", "keras", "flax"]
 Schedule = Literal["constant", "exponential", "step", "cosine", "plateau"]
 Implementation = Literal["numpy", "torch", "jax", "tf"]
-Engine = Literal["scratch", "fused", "native"]
+Engine = Literal["auto", "scratch", "fused", "native"]
 Dtype = Literal["float32", "float64", "tf32", "bfloat16"]
 Reader = Literal["auto", "text", "poems", "blocks", "titled", "json"]
 Config = TypeVar("Config")
@@ -256,18 +256,19 @@ class CorpusConfig:
 class RuntimeConfig:
     """Where it runs; never changes what is computed."""
 
-    engine: Engine = "scratch"
+    engine: Engine = "auto"
     """scratch: the cell written out, unrolled by the framework; fused: the same mathematics as fast as we can make it,
-    with the way back written by hand (lstm and gru); native: the framework's own layer."""
+    with the way back written by hand (lstm and gru); native: the framework's own layer; auto: fused where there is
+    one, else scratch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where the framework sees one."""
     dtype: Dtype = "float32"
     """Precision. float32 and float64: of everything; tf32: float32 with products rounded to TF32 (NVIDIA GPUs from
     Ampere on); bfloat16: layers computed in bfloat16, parameters, loss and optimizer in float32."""
     threads: int = 0
-    """Processor threads; 0: all cores this process may use (NumPy: one, its products are too small to share)."""
+    """Processor threads; 0: all cores this process may use."""
     tuning: bool = True
-    """Set threads and waiting policy in the environment; --no-tuning leaves it alone."""
+    """Set threads, allocator and kernels in the environment (`doctor` shows them); --no-tuning leaves it alone."""
 
     def __post_init__(self) -> None:
         at_least(self, "threads", 0)

@@ -5,9 +5,10 @@ prompt, N generated tokens. NumPy arrays cross this border, framework arrays nev
 runner carries it from call to call and looks inside only through `dump_state`. Losses are in nats (natural logarithms).
 Every function is deterministic: the same call on the same device gives the same bits.
 
-Time runs to the right and so does padding: `mask` is False only at the end of a row. A padded step is computed like any
-other and weighs nothing, so no real step ever sees it, its gradient is exactly zero, and shapes stay fixed. A
-many-to-one model predicts at the last unmasked step of a row only; a row that is all padding weighs nothing.
+Time runs to the right and so does padding: `mask` is False only at the end of a row. A padded step goes through the
+layers like any other and weighs nothing, so no real step ever sees it, its gradient is exactly zero, and shapes stay
+fixed; its logits need not be computed. A many-to-one model predicts at the last unmasked step of a row only; a row that
+is all padding weighs nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +71,7 @@ class LanguageModel(Protocol):
     """
 
     device: str  # "cpu", or "cuda:0 (NVIDIA H200)"
-    engine: str  # "scratch": the cell written out; "fused": as fast as we can; "native": the framework's own layer
+    engine: str  # what runs: "scratch", "fused" or "native" (`shared.engines`), never "auto"
     kernel: str  # what multiplies and loops, e.g. "lax.scan, XLA", or "torch.nn.LSTM, cuDNN"
 
     def load_parameters(self, parameters: Arrays) -> None:

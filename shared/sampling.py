@@ -1,9 +1,11 @@
-"""The sampling rule, the same in every implementation, computed in float64 whatever the model's dtype:
+"""The sampling rule, the same in every implementation:
 
-1. l = logits / temperature; where `allowed` is False, l = -inf.
-2. Sort l descending, ties by the lower token.
-3. Keep the first top_k; of those, renormalised, keep each whose predecessors hold less than top_p (the first always).
-4. Add up exp(l - max) in that order, and take the first token whose sum exceeds uniform * total.
+1. Kept are all tokens that `allowed` does not forbid; with top_k, of these the first so many in descending order of
+   their logits, ties by the lower token; with top_p, of these, renormalised, each whose predecessors in that order hold
+   less than top_p (the first always). Only where one of the two is asked for is there anything to sort.
+2. A kept token weighs exp((l - max) / temperature), any other nothing; in the logits' own precision.
+3. Add the weights up in the order of the tokens, in float64, and take the first token whose sum exceeds
+   uniform * total.
 
 Temperature 0 takes the greatest allowed logit, ties to the lowest token, and needs no uniform. A forced token replaces
 the drawn one. A row that has written `end` repeats it.

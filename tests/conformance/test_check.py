@@ -76,7 +76,7 @@ def test_the_fused_engine_agrees_or_says_why_it_cannot(impl, name):
         measured = Examinee(impl, "cpu").measure(case, "float64", "fused")
     except ImplementationError as error:
         assert name not in ("lstm", "gru")
-        assert "--engine scratch" in str(error)  # noqa: PT017
+        assert "--engine auto" in str(error)  # noqa: PT017
     else:
         assert measured["engine"] == "fused"
         assert differing(measured, name, "float64") == []

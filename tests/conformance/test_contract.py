@@ -256,7 +256,7 @@ def test_sampling_follows_the_rule(impl):
 
 
 def draw(scores, uniform, top_k, top_p):
-    ranked = sorted(range(V), key=lambda token: (-scores[token], token))[:top_k]
+    ranked = sorted(range(len(scores)), key=lambda token: (-scores[token], token))[:top_k]
     weights = [np.exp(scores[token] - scores[ranked[0]]) for token in ranked]
     total, before, kept = sum(weights), 0.0, []
     for token, weight in zip(ranked, weights, strict=True):
@@ -264,11 +264,41 @@ def draw(scores, uniform, top_k, top_p):
             kept.append((token, weight))
         before += weight
     goal, reached = uniform * sum(weight for _, weight in kept), 0.0
-    for token, weight in kept:
+    for token, weight in sorted(kept):
         reached += weight
         if reached > goal:
             return token
-    return kept[-1][0]
+    return max(kept)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "rule",
+    [SamplingRule(1.0), SamplingRule(0.6, top_k=7), SamplingRule(1.4, top_p=0.8), SamplingRule(2.0, 40, 0.9, end=4)],
+    ids=str,
+)
+def test_many_texts_of_many_tokens_are_those_of_one_at_a_time(impl, rule, dtype):
+    """A vocabulary of more than one block, its last one not full; equal logits at every border, ragged prompts, tokens
+    forbidden, uniforms at both ends. The decoder is a bias alone, so that logits are the same at every step."""
+    size, rows, length = 301, 5, 16
+    config, random = ModelConfig(cell="gru", hidden_size=H, embedding_size=E), RANDOM(2)
+    model = create_model(impl, config, OptimizerConfig(), size, RuntimeConfig(device="cpu", dtype=dtype), 0)
+    logits = np.round(random.normal(0, 1.2, size), 1)
+    zeros = {name: np.zeros(shape) for name, shape in parameter_shapes(config, size).items()}
+    model.load_parameters({**zeros, "decoder.bias": logits})
+    prompt, lengths = random.integers(0, size, (rows, 3)).astype(np.int32), np.array([3, 1, 2, 1, 3], np.int32)
+    uniforms, allowed = random.random((rows, length)), random.random((length, size)) < 0.7
+    uniforms[0, :4], uniforms[1, :4] = 0, 1 - 2**-53
+    written = model.generate(prompt, lengths, uniforms, rule, None, allowed)
+    for row in range(rows):
+        last = 0
+        for place, uniform in enumerate(uniforms[row]):
+            permitted = np.flatnonzero(allowed[place])
+            wanted = permitted[draw(logits[permitted] / rule.temperature, uniform, rule.top_k or size, rule.top_p)]
+            last = rule.end if last == rule.end else wanted
+            assert written[row, place] == last
+    alone = model.generate(prompt[1:2, :1], lengths[1:2], uniforms[1:2], rule, None, allowed)
+    assert np.array_equal(alone, written[1:2])
 
 
 def test_ties_go_to_the_lowest_token(impl):

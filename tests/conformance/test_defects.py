@@ -80,9 +80,9 @@ CELLS_ONLY = [
     Defect("mean not subtracted from the squares", "rnn relu, activation", "optimizer.py", "square - mean * mean", "square"),
     Defect("nesterov without its velocity", "gru reset before", "optimizer.py", "change + how.momentum * buffer if how.nesterov", "change if how.nesterov"),
     Defect("one learning rate for all steps", "rnn", "model.py", "float(learning_rate))\n            steps", "float(learning_rates[0]))\n            steps"),
-    Defect("temperature multiplies", "rnn", "generate.py", "(scores / rule.temperature)", "(scores * rule.temperature)"),
-    Defect("top-k keeps one more", "rnn", "generate.py", "rule.top_k :]", "rule.top_k + 1 :]"),
-    Defect("top-p on the sum after", "rnn", "generate.py", "weights.cumsum(-1) - weights", "weights.cumsum(-1)"),
+    Defect("temperature multiplies", "rnn", "generate.py", "weights /= rule.temperature", "weights *= rule.temperature"),
+    Defect("top-k keeps one more", "rnn", "generate.py", "count = min(rule.top_k or", "count = min(rule.top_k + 1 or"),
+    Defect("top-p on the sum after", "rnn", "generate.py", "before = sums[:, :-1]", "before = sums[:, 1:]"),
     Defect("short prompts read into the padding", "rnn", "generate.py", "p < prompt_lengths", "p < prompt_lengths + 1"),
     Defect("a transposed gradient applied scrambled", "lstm one-hot, residual", "optimizer.py", "gradients[name].contiguous()", "gradients[name]"),
 ]  # fmt: skip
@@ -138,8 +138,8 @@ BY_HAND = [
     Defect("state not carried from batch to batch", "rnn", "model.py", "loss, norm, finite, state = self._train_step", "loss, norm, finite, _ = self._train_step"),
     Defect("state forgotten between calls", "lstm", "model.py", "outputs, state, _ = self._outputs(self._array(tokens).T, state)", "outputs, _, _ = self._outputs(self._array(tokens).T, state)"),
     Defect("step not counted", "rnn", "model.py", "self._step += finite", "pass"),
-    Defect("temperature multiplies", "rnn", "generate.py", "scores / rule.temperature", "scores * rule.temperature"),
-    Defect("top-k keeps one more", "rnn", "generate.py", "rule.top_k :]", "rule.top_k + 1 :]"),
+    Defect("temperature multiplies", "rnn", "generate.py", "weights /= rule.temperature", "weights *= rule.temperature"),
+    Defect("top-k keeps one more", "rnn", "generate.py", "count = min(rule.top_k or", "count = min(rule.top_k + 1 or"),
     Defect("ended rows go on", "rnn", "generate.py", "np.where(ended, np.int32(rule.end), token)", "token"),
 ]  # fmt: skip
 DEFECTS = {"numpy": [*COMMON, *BY_HAND], "torch": [*COMMON, *CELLS_ONLY], "jax": COMMON, "tf": COMMON}

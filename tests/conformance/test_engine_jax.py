@@ -10,6 +10,7 @@ from runner.registry import create_model
 from shared.config import OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.errors import ImplementationError
+from shared.sampling import SamplingRule
 
 CASE = make_case("lstm", CASES["lstm"])
 
@@ -167,9 +168,26 @@ def test_the_fused_engine_compiles_no_more_programs():
     assert compiled == {"scratch": 2, "fused": 2}
 
 
+def test_few_programs_serve_all_masks():
+    """One for each number of rows, not one for each batch."""
+    from impl_jax.model import PARTS, _evaluate, _train_steps
+
+    config, steps = small("lstm", 1, hidden_size=H + 3), 24
+    model = create_model("jax", config, OptimizerConfig(), 11, RuntimeConfig(device="cpu"))
+    state, before = model.initial_state(1), (_train_steps._cache_size(), _evaluate._cache_size())
+    for count in range(1, steps + 1):
+        tokens = np.full((1, 1, steps), count % 11, np.int32)
+        stacked = Batch(tokens, tokens, np.arange(steps) < np.full((1, 1, 1), count), np.zeros((1, 1), bool))
+        model.evaluate(stacked, state)
+        if 12 < count <= 18:  # two eighths
+            model.train_steps(stacked, state, np.array([0.1]))
+    assert _train_steps._cache_size() - before[0] == 2
+    assert _evaluate._cache_size() - before[1] == PARTS
+
+
 @pytest.mark.parametrize("options", [{"cell": "rnn"}, {"cell": "wrnn"}, {"cell": "gru", "gru_reset": "before"}])
 def test_the_fused_engine_says_which_cells_it_has(options):
-    with pytest.raises(ImplementationError, match=r"--cell lstm, and --cell gru .* --engine scratch"):
+    with pytest.raises(ImplementationError, match=r"--cell lstm, and for --cell gru .* --engine auto"):
         create_model("jax", small(**options), OptimizerConfig(), 11, RuntimeConfig("fused", "cpu"))
 
 
@@ -183,3 +201,19 @@ def test_cudnn_runs_on_a_gpu():
     assert "cuDNN" in model.kernel
     measured = Examinee("jax", "cuda").measure(CASE, "float32", "native")
     assert "cuDNN" in measured["kernel"]
+
+
+def test_nothing_is_sorted_unless_it_is_asked_for():
+    """And another number compiles nothing anew."""
+    import jax
+
+    from impl_jax.generate import asked, draw
+
+    logits, uniforms = np.zeros((2, 300), np.float32), np.array([0.2, 0.8])
+
+    def compiled(rule):
+        return str(jax.make_jaxpr(lambda numbers: draw(logits, uniforms, numbers, None))(asked(rule)))
+
+    assert not any(" sort[" in compiled(SamplingRule(temperature)) for temperature in (0.0, 0.7, 1.0))
+    assert all(" sort[" in compiled(rule) for rule in (SamplingRule(1.0, 3), SamplingRule(1.0, 0, 0.5)))
+    assert compiled(SamplingRule(0.7, 3)) == compiled(SamplingRule(0.9, 5))

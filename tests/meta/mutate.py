@@ -76,17 +76,24 @@ def flat(code: str) -> str:
 # --- Which tests concern which module. -------------------------------------------------------------------------------
 
 CONTRACT = "tests/conformance/test_contract.py"
-NATIVE = "tests/conformance/test_check.py::test_the_native_layer_agrees_or_says_why_it_cannot"
+LAYERS = {
+    "native": "tests/conformance/test_check.py::test_the_native_layer_agrees_or_says_why_it_cannot",
+    "fused": "tests/conformance/test_check.py::test_the_fused_engine_agrees_or_says_why_it_cannot",
+}
 EXAMINE = "tests/meta/examine.py"
 BRIEFLY = ("finite or norm or rows", "ties or round or bit or common or float32", "trace")
 """Of the contract's tests, what JAX and TensorFlow, which compile, are asked, a few at a time."""
 ENGINES: dict[str, list[tuple[str, ...]]] = {
-    "numpy": [],
-    "torch": [("tests/conformance/test_engine_torch.py",)],
-    "jax": [("tests/conformance/test_engine_jax.py", "-k", "cudnn")],
-    "tf": [],
+    "numpy native": [],
+    "numpy fused": [("tests/reference/test_fused.py",)],
+    "torch native": [("tests/conformance/test_engine_torch.py",)],
+    "torch fused": [("tests/conformance/test_engine_torch.py",)],
+    "jax native": [("tests/conformance/test_engine_jax.py", "-k", "cudnn")],
+    "jax fused": [("tests/conformance/test_engine_jax.py", "-k", "fused")],
+    "tf native": [],
+    "tf fused": [("tests/conformance/test_engine_tf.py", "-k", "fused or fold")],
 }
-"""Tests of an implementation's native layers, beside `check`."""
+"""Tests of an implementation's engines, beside `check`."""
 SHARED: dict[str, list[tuple[str, ...]]] = {
     "initializers": [("tests/shared/test_initializers.py",), ("tests/parity/test_library_initializers.py",)],
     "schedules": [("tests/shared/test_schedules.py",), ("tests/parity/test_library_schedules.py",)],
@@ -122,6 +129,7 @@ CASES: dict[str, list[str]] = {
     "model": ["rnn", "lstm many-to-one", "lstm dropout, tied"],
     "arrays": ["rnn one-hot"],
     "native": ["rnn relu, activation", "lstm one-hot, residual", "gru"],
+    "fused": ["lstm one-hot, residual", "gru", "lstm dropout, tied"],
 }
 """Module of an implementation -> the cases of `check` that concern it most, in this order."""
 EVERY = ("forward", "evaluation", "gradients", "traced", "tokens", "training")
@@ -167,10 +175,10 @@ def stages_of(path: str) -> list[Stage]:
         return [Stage("numpy", arguments) for arguments in SHARED[module]]
     impl = package.removeprefix("impl_")
     cases, compiles = CASES[module], impl in ("jax", "tf")
-    if module == "native":
-        asked = [f"{NATIVE}[{impl}-{case}]" for case in cases]
+    if module in LAYERS:
+        asked = [f"{LAYERS[module]}[{impl}-{case}]" for case in cases]
         layers = [Stage(impl, (each,)) for each in asked] if compiles else [Stage(impl, tuple(asked))]
-        return layers + [Stage(impl, arguments) for arguments in ENGINES[impl]]
+        return layers + [Stage(impl, arguments) for arguments in ENGINES[f"{impl} {module}"]]
     other = "torch" if impl == "numpy" else impl
     parts = PARTS[module] if compiles else EVERY
     examined = [Stage(other, (EXAMINE, other, case, *parts)) for case in cases]
@@ -189,6 +197,12 @@ EXCLUDED = [
     (r"impl_.*/native", "native_kernel|nodes", "", "names what ran: text"),
     (r"impl_.*/native", "native_engine|on_cudnn|unroll_cudnn|in_one_buffer", "", "cuDNN: needs a GPU"),
     (r"impl_torch/native", "unroll_native", "is_cuda", "cuDNN: needs a GPU"),
+    (r"impl_.*/fused", "fused_kernel|why_no_onednn|by_hand", "", "chooses and names what runs: speed"),
+    (r"impl_.*/fused", "fold.*", r"^ *if ", "whether folding pays: speed"),
+    (r"impl_numpy/fused", "projections", "COLUMNS", "how many steps go together: speed"),
+    (r"impl_numpy/fused", "inputs_backward", r"len\(weight\)", "which of two ways is faster"),
+    (r"impl_numpy/fused", "stepper|project", r"len\(inputs\) == 1", "which of two ways is faster"),
+    (r"impl_tf/fused", "unroll_fused", r"shape\[0\] == 1", "which of two ways is faster"),
     (r"impl_tf/unroll", "", "maximum_iterations", "a bound that the condition has already: helps the compiler"),
     (r"impl_tf/unroll", "empty_list", "", "room for a list: memory"),
     (r"impl_tf/arrays", "compiled|", r"jit_compile|set_level|determinism", "how functions are compiled: speed"),

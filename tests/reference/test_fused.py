@@ -115,7 +115,7 @@ def test_the_same_tokens(model, written, rows):
 
 @pytest.mark.parametrize("cell", ["rnn", "wrnn"])
 def test_other_cells_are_refused(cell):
-    with pytest.raises(ImplementationError, match=r"written for lstm and gru-after, not for .*: use --engine scratch"):
+    with pytest.raises(ImplementationError, match=r"written for --cell lstm, .*, not for .*: use --engine auto"):
         create_model(ModelConfig(cell=cell), OptimizerConfig(), V, RuntimeConfig(device="cpu", engine="fused"))
 
 
@@ -139,12 +139,27 @@ def test_the_loss_in_one_pass(rows):
     close(d_logits, (softmax - np.eye(13)[targets]) / rows)
 
 
+def test_nothing_is_sorted_unless_it_is_asked_for(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("sorted")
+
+    for name in ("sort", "argsort", "partition", "argpartition"):
+        monkeypatch.setattr(np, name, refuse)
+    logits, uniforms = np.random.default_rng(0).normal(size=(3, 300)), np.array([0.0, 0.5, 0.9])
+    for temperature in (0.0, 0.5, 1.0):
+        assert draw(logits, uniforms, SamplingRule(temperature), np.ones(300, bool)).shape == (3,)
+    for rule in (SamplingRule(1.0, 7), SamplingRule(1.0, 0, 0.9)):
+        with pytest.raises(AssertionError, match="sorted"):
+            draw(logits, uniforms, rule, None)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
-def test_equal_scores_are_drawn_in_the_order_of_tokens(rows):
+@pytest.mark.parametrize("kept", [6, 4, 2])
+def test_tokens_are_drawn_in_their_order_and_of_equals_the_first_are_kept(rows, kept):
     logits = np.tile([0.0, 1.0, 0.0, 1.0, -0.0, 1.0], (rows, 1))
-    weights = np.exp([1, 1, 1, 0, 0, 0])
-    bounds = np.cumsum(weights) / weights.sum()
-    for rank, token in enumerate([1, 3, 5, 0, 2, 4]):
-        for uniform in (bounds[rank] - 1e-9, bounds[rank] - weights[rank] / weights.sum() + 1e-9):
-            drawn = draw(logits, np.full(rows, uniform), SamplingRule(1.0), None)
+    weights = np.where(np.isin(np.arange(6), [1, 3, 5, 0, 2, 4][:kept]), np.exp(logits[0]), 0)
+    share = weights / weights.sum()
+    for token in np.flatnonzero(weights):
+        for uniform in (share[:token].sum() + 1e-9, share[: token + 1].sum() - 1e-9):
+            drawn = draw(logits, np.full(rows, uniform), SamplingRule(1.0, kept), None)
             assert drawn.tolist() == [token] * rows

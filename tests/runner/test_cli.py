@@ -50,7 +50,7 @@ def test_train_leaves_a_whole_run_directory(trained):
     }
     assert names == wanted
     for word in (
-        "numpy (scratch",
+        "numpy (fused",
         "on cpu",
         "held-out",
         "temperature 0.5",

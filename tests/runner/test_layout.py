@@ -25,7 +25,7 @@ BY_HAND = {
     "wrnn.py": {"wrnn_step_backward", "wrnn_weights_backward"},
     "fused.py": {"unroll_fused_backward"},
     "unroll.py": {"Layer", "unroll_backward", "unroll_layers_backward", "multiply_backward", "shift"},
-    "loss.py": {"mean_nats_backward", "predictions_backward"},
+    "loss.py": {"mean_nats_backward", "predictions_backward", "unmasked_backward"},
 }
 COMMON = {
     "arrays.py": ["Array", "Device", "open_device", "kernel", "to_array", "to_numpy"],
@@ -55,9 +55,9 @@ COMMON = {
         "shortcut",
     ],
     "native.py": ["require_native", "native_kernel", "unroll_native"],
-    "fused.py": ["require_fused", "unroll_fused"],
+    "fused.py": ["unroll_fused"],
     "formats.py": ["save_layers", "load_layers", "logits_of_layers"],
-    "loss.py": ["token_nats", "mean_nats", "score", "predictions"],
+    "loss.py": ["token_nats", "mean_nats", "score", "predictions", "unmasked"],
     "optimizer.py": ["Arrays", "init_slots", "global_norm", "clip", "clip_by_value", "clip_by_global_norm", "update"],
     "generate.py": ["Advance", "draw", "generate", "read"],
     "model.py": ["create_model", "Model", "zero_rows"],
