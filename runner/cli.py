@@ -53,8 +53,13 @@ class Train:
     --max-steps --checkpoint-seconds may change."""
     checkpoint_seconds: float = 60.0
     """Seconds of training after which a run is saved within an epoch, too; 0: only at its end. Changes no result."""
+    recipe: str = ""
+    """Begin with the options of this recipe (`python -m runner recipes` lists them), or of a file of that form; those
+    given here win."""
     prompt: str = ""
     """The samples at the end go on from this text."""
+    greedy: tuple[str, ...] = ()
+    """At the end, also go on from each of these with the likeliest, 100 tokens each."""
     length: int = 300
     """Tokens of each sample at the end."""
     statistics: bool = True
@@ -278,6 +283,58 @@ class Corpora:
 
 
 @dataclass(frozen=True)
+class Recipes:
+    """The recipes: experiments of a few well-known systems with what is to be expected of them. Start one with
+    `python -m runner --recipe NAME --impl ...`."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Show this one; without a name, list them all."""
+    markdown: bool = False
+    """Print docs/recipes.md."""
+    device: ClassVar[str] = "cpu"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Run a set of variants of a recipe, each as `train` would, and show them in one table and one picture. The same
+    command goes on where it was stopped, and repeats no run that has ended. Without a name: list the studies."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """A study from the list, or a file of that form."""
+    impl: str = ""
+    """Implementations with commas between, each of which runs all variants, or all that are installed; default: the
+    study's or its recipe's."""
+    corpus: str = ""
+    """Another corpus or file for all runs."""
+    data_dir: Path | None = None
+    """Folder with copies of the named corpora; also ROSETTA_DATA_DIR."""
+    max_steps: int = 0
+    """Stop every run after this many updates; 0: as the study says."""
+    workers: int = 1
+    """Runs at a time, which share the cores; speeds compare where it is 1."""
+    threads: int = 0
+    """Processor threads of each run; 0: all cores, or with --workers its share of them."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    run_dir: Path | None = None
+    """Folder of the study, with a run directory for each variant; default: runs/study-NAME."""
+    json: Path | None = None
+    """Write the table to this file, too."""
+    markdown: bool = False
+    """Print the table as Markdown."""
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """What the runs inherit."""
+        return RuntimeConfig(device=self.device, threads=self.threads)
+
+    def __post_init__(self) -> None:
+        at_least(self, "max_steps", 0)
+        at_least(self, "workers", 1)
+        at_least(self, "threads", 0)
+
+
+@dataclass(frozen=True)
 class Differences:
     """Where the frameworks differ: the size of each difference, measured here, before and after the option that
     settles it. Formulas and what to do: docs/differences.md."""
@@ -319,11 +376,27 @@ COMMANDS: dict[str, Any] = {
     "bench": Bench,
     "convert": Convert,
     "corpora": Corpora,
+    "recipes": Recipes,
+    "study": Study,
     "differences": Differences,
     "report": Report,
     "doctor": Doctor,
 }
-Options = Train | Sample | Evaluate | Check | Compare | Bench | Convert | Corpora | Differences | Report | Doctor
+Options = (
+    Train
+    | Sample
+    | Evaluate
+    | Check
+    | Compare
+    | Bench
+    | Convert
+    | Corpora
+    | Recipes
+    | Study
+    | Differences
+    | Report
+    | Doctor
+)
 
 DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and TensorFlow: proven equal, then timed side
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""

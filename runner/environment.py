@@ -87,7 +87,9 @@ def settings(runtime: RuntimeConfig, workers: int = 1) -> dict[str, str]:
     """Threads, waiting policy, and what `tuned` adds; empty with --no-tuning."""
     if not runtime.tuning:
         return {}
-    count = str(runtime.threads or max(1, available_cores() // workers))
+    # PyTorch heeds MKL's number before OpenMP's, so who limits OpenMP means all of them.
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    count = str(runtime.threads or (limit.isdecimal() and int(limit)) or max(1, available_cores() // workers))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
     tensorflow = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if workers > 1 else {}

@@ -80,15 +80,18 @@ def prepare(config: CorpusConfig, training: TrainingConfig, model: ModelConfig) 
     corpus = load_corpus(config, say)
     check_reading(corpus, training, model.many_to_one)
     seen, unseen = split(corpus, config.held_out)
-    vocabulary = learn_vocabulary(corpus, seen, config)
+    vocabulary = learn_vocabulary(corpus, seen, config, training.seq_length if config.cut else 0)
     reading = Reading(corpus.poems, vocabulary, training, model.many_to_one, config.cut)
     batches = reading.training_batches(seen)
     return Experiment(corpus, vocabulary, batches, reading.held_out_batches(unseen), notes(config, training, batches))
 
 
-def learn_vocabulary(corpus: Corpus, seen: Texts, config: CorpusConfig) -> Vocabulary:
-    """The characters of the whole text, so that none is unknown, and the subwords of its training part."""
-    characters = build_vocabulary(pieces_of(corpus.texts), config.minimum_count, corpus.poems)
+def learn_vocabulary(corpus: Corpus, seen: Texts, config: CorpusConfig, cut: int = 0) -> Vocabulary:
+    """The characters of the whole text, so that none is unknown, and the subwords of its training part. Of poems that
+    are cut to so many characters only those count, unless there are subwords; 0: all."""
+    shorter = cut and not config.subwords
+    read = (text[:cut] for text in corpus.poem_texts) if shorter else pieces_of(corpus.texts)
+    characters = build_vocabulary(read, config.minimum_count, corpus.poems)
     return add_subwords(characters, pieces_of(seen), config.subwords) if config.subwords else characters
 
 

@@ -21,6 +21,9 @@ from shared.errors import ConfigError
 
 FREE = {"impl", "engine", "device", "threads", "tuning", "epochs", "max_steps", "checkpoint_seconds"}
 
+OTHERS = ("impl", "run_dir", "recipe", "prompt", "greedy", "length", "checkpoint_seconds")
+"""Options of `train` alone."""
+
 
 def resumed(arguments: list[str]) -> Train | None:
     """The options of the run to go on with, or None where --resume was not given."""
@@ -78,7 +81,9 @@ def stored_options(folder: Path) -> Train:
             schedule=from_json(ScheduleConfig, config["schedule"]),
             corpus=from_json(CorpusConfig, {each.name: config["corpus"][each.name] for each in fields(CorpusConfig)}),
             runtime=replace(runtime, device=str(config["device"]).partition(" ")[0]),
+            recipe=config.get("recipe", ""),
             prompt=config["sampling"]["prompt"],
+            greedy=tuple(config["sampling"].get("greedy", ())),
             length=config["sampling"]["length"],
             statistics=config["statistics"],
             tensorboard=config["tensorboard"],
@@ -93,5 +98,4 @@ def flat(options: Train) -> dict[str, Any]:
     """Every option by its flag's name."""
     parts = ("model", "training", "optimizer", "schedule", "corpus", "runtime")
     values = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
-    rest = {name: getattr(options, name) for name in ("impl", "run_dir", "prompt", "length", "checkpoint_seconds")}
-    return values | rest
+    return values | {name: getattr(options, name) for name in OTHERS}

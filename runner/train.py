@@ -19,9 +19,10 @@ from runner.interruption import Interruption, interruption
 from runner.measurement import measure, of_poems, show
 from runner.memory import shortage_explained, sizes_to_lower
 from runner.progress import training_progress
+from runner.recipes import show_expected
 from runner.registry import create_model, versions
 from runner.rundir import RunDirectory
-from runner.sample import TEMPERATURES, prompt_tokens, write_texts
+from runner.sample import TEMPERATURES, describe_unseen, prompt_tokens, write_texts
 from runner.tensorboard import EventFiles, require_tensorboard
 from shared.checkpoint import Checkpoint, require_same_run
 from shared.config import SamplingConfig, to_json
@@ -40,6 +41,8 @@ PARTS = ("model", "optimizer", "schedule", "training", "corpus")
 SHORT, SHORT_PER_SYMBOL = 500_000, 1_000
 """Tokens: after fewer, and so many for each symbol, since drawing sorts them all, the text statistics would take more
 than about a tenth of the training time (NumPy, 128 units; less with more units)."""
+GREEDY_LENGTH = 100
+"""Tokens that each prompt of --greedy is continued by."""
 SKIPPED_IN_A_ROW = 100
 """Steps that --skip-nonfinite leaves out one after the other before it gives up."""
 
@@ -365,7 +368,8 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         "versions": versions(options.impl),
         "corpus": facts | to_json(options.corpus),
         **settings,
-        "sampling": {"prompt": options.prompt, "length": options.length},
+        "recipe": options.recipe,
+        "sampling": {"prompt": options.prompt, "greedy": options.greedy, "length": options.length},
         "statistics": options.statistics,
         "tensorboard": options.tensorboard,
         "skip_nonfinite": options.skip_nonfinite,
@@ -381,15 +385,21 @@ def finish(run_: Run) -> None:
     base = SamplingConfig(prompt=options.prompt, length=options.length, seed=options.training.seed)
     with console.status("writing samples"):
         texts = [sample_at(run_, base, temperature) for temperature in TEMPERATURES]
-    folder.write_samples([f"temperature {t}\n{text}" for t, text in zip(TEMPERATURES, texts, strict=True)])
+    likeliest, seconds = continuations(run_)
+    written = [f"temperature {t}\n{text}" for t, text in zip(TEMPERATURES, texts, strict=True)]
+    folder.write_samples([*written, *(f"temperature 0\n{text}" for text in likeliest)])
     for temperature, text in zip(TEMPERATURES, texts, strict=True):
         console.rule(f"temperature {temperature}", align="left")
         say(text)
+    if likeliest:
+        console.rule("temperature 0", align="left")
+        say("\n\n".join(likeliest))
     if run_.events:
         run_.events.write_samples(dict(zip(TEMPERATURES, texts, strict=True)), progress.step)
     console.rule()
     result: dict[str, Any] = {"best_loss": progress.best_loss, "best_step": progress.best_step, "steps": progress.step}
     result |= {"skipped": progress.skipped, "seconds": round(progress.seconds, 3), "reason": progress.reason}
+    result |= {"prediction_seconds": round(seconds, 4)} if likeliest else {}
     if options.statistics and (found := statistics_of(run_)):
         show(found)
         result["statistics"] = found
@@ -406,7 +416,24 @@ def finish(run_: Run) -> None:
         f"{perplexity} at step {progress.best_step}, unigram {unigram:.1f}. Report: {page}",
         "bold",
     )
+    if options.recipe:
+        show_expected(options, folder.path)
     say(f"Next: python -m runner sample --impl {options.impl} --checkpoint {folder.best} --temperature 0.8")
+
+
+def continuations(run_: Run) -> tuple[list[str], float]:
+    """What --greedy asks for, and the seconds that it took; a prompt that the text never showed is left out."""
+    vocabulary, asked = run_.experiment.vocabulary, run_.options.greedy
+    prompts = [prompt for prompt in asked if not vocabulary.unknown(prompt)]
+    for prompt in (prompt for prompt in asked if prompt not in prompts):
+        unseen = ", ".join(describe_unseen(each, vocabulary) for each in vocabulary.unknown(prompt))
+        say(f"--greedy {prompt}: left out, the training text never showed {unseen}", "yellow")
+    if not prompts:
+        return [], 0.0
+    longest = run_.options.training.seq_length if run_.experiment.corpus.poems else GREEDY_LENGTH
+    sampling = SamplingConfig(temperature=0, length=min(GREEDY_LENGTH, longest))
+    started = time.perf_counter()
+    return write_texts(run_.model, vocabulary, prompts, sampling), time.perf_counter() - started
 
 
 def statistics_of(run_: Run) -> dict[str, Any] | None:

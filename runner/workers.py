@@ -101,6 +101,10 @@ class Worker:
         """What `multiprocessing.connection.wait` watches."""
         return self._connection.fileno()
 
+    def interrupt(self) -> None:
+        """Ask for an end, as SIGTERM does; the answer still comes if the call heeds it."""
+        self._process.terminate()
+
     def renew(self) -> None:
         """The same object in a new process."""
         self.close()

@@ -217,6 +217,8 @@ class CorpusConfig:
     """letters: lower case, and every run of anything but a-z becomes one space (as d2l reads The Time Machine)."""
     drop: str = ""
     """Characters to leave out of the text."""
+    leave_out: str = ""
+    """Leave out poems that hold any of these characters, such as notes in brackets."""
     first_characters: int = 0
     """Read only so many characters of the text; 0: all."""
     minimum_length: int = 0

@@ -42,10 +42,11 @@ def beginning(pieces: Pieces, count: int) -> Iterator[str]:
 
 
 def clean_poems(poems: Iterable[Poem], config: CorpusConfig) -> Iterator[Poem]:
-    """Each poem cleaned, those of another length left out, and as many of the first as have the characters asked for;
-    none is cut for that."""
-    each = replace(config, first_characters=0)
-    cleaned = (poem._replace(text="".join(clean([poem.text], each)).strip()) for poem in poems)
+    """Each poem cleaned, those of another length or with marks that are not wanted left out, and as many of the first
+    as have the characters asked for; none is cut for that."""
+    each, unwanted = replace(config, first_characters=0), frozenset(config.leave_out)
+    plain = (poem for poem in poems if unwanted.isdisjoint(poem.text))
+    cleaned = (poem._replace(text="".join(clean([poem.text], each)).strip()) for poem in plain)
     least, most = max(config.minimum_length, 1), config.maximum_length or float("inf")
     fitting = (poem for poem in cleaned if least <= len(poem.text) <= most)
     return first_poems(fitting, config.first_characters) if config.first_characters else fitting
@@ -66,6 +67,7 @@ def check_options(config: CorpusConfig, reader: str, place: str, pieces: Pieces)
             "--minimum-length": config.minimum_length > 0,
             "--maximum-length": config.maximum_length > 0,
             "--cut": config.cut,
+            "--leave-out": config.leave_out != "",
         }
         for flag in (flag for flag, is_given in given.items() if is_given):
             raise CorpusError(f"{flag} is about poems, and {place} is read as one running text. Leave it out.")
@@ -82,7 +84,7 @@ def check_learnable(config: CorpusConfig, reader: str, place: str, pieces: Piece
         seen.update(piece)
         if len(seen) > 1 and any(map(str.strip, seen)):
             return
-    options = ("drop", "normalize", "first_characters", "minimum_length", "maximum_length")
+    options = ("drop", "normalize", "leave_out", "first_characters", "minimum_length", "maximum_length")
     given = [f"--{name.replace('_', '-')}" for name in options if getattr(config, name) not in ("", "none", 0)]
     left = f" once {', '.join(given)} took effect" if given else ""
     if not any(map(str.strip, seen)):

@@ -64,6 +64,15 @@ def test_the_first_characters_of_poems_are_those_of_whole_poems(tmp_path: Path, 
     assert len(load(tmp_path, text, reader="poems", first_characters=count - 1).texts) == poems
 
 
+def test_poems_with_a_mark_that_is_not_wanted_are_left_out(tmp_path: Path) -> None:
+    text = "\n".join(POEMS) + "\n"
+    assert load(tmp_path, text, reader="poems", leave_out="（《").texts == POEMS[1:]
+    assert "once --leave-out took effect" in refused(tmp_path, text, reader="poems", leave_out="。")
+    assert load(tmp_path, text, reader="poems", leave_out="（", drop="（一）").texts == POEMS[1:], (
+        "read before it is cleaned"
+    )
+
+
 def test_titles_stay_with_their_poems(tmp_path: Path) -> None:
     text = f"甲:{POEMS[0]}\n乙:{POEMS[1]}\n丙:{POEMS[2]}\n"
     corpus = load(tmp_path, text, reader="titled", minimum_length=7, maximum_length=14)
@@ -76,6 +85,7 @@ def test_titles_stay_with_their_poems(tmp_path: Path) -> None:
         ({"minimum_length": 3}, "--minimum-length"),
         ({"maximum_length": 3}, "--maximum-length"),
         ({"cut": True}, "--cut"),
+        ({"leave_out": "（"}, "--leave-out"),
     ],
 )
 def test_what_is_about_poems_is_refused_for_a_text(tmp_path: Path, options: dict[str, Any], flag: str) -> None:

@@ -1,0 +1,186 @@
+"""What a study shows: one table, on the terminal or as Markdown, and one picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from runner.console import say, show_table
+from runner.measurement import label, shown
+from runner.outcome import METRICS, read_run, written
+from runner.pictures import GREY, LEGEND, POINTS, WIDTH, floats, png, shorten, smooth, svg
+from runner.study import STATISTICS, Listing
+from shared.statistics import MEASURES
+
+PALETTE = ("#2a7fc4", "#d9622b", "#1a9a72", "#b765a8", "#a8861a", "#c9485b", "#4d8f3a", "#7a6ad8", "#17909e", "#9a6b4b")
+"""Variants in turn; 3:1 or more against white and near-black."""
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+Table = tuple[list[str], list[list[str]]]
+"""Headings and rows."""
+
+
+def tables(listing: Listing) -> list[Table]:
+    """The figures that the study asks for and, where it measures texts, what those are like."""
+    figures = [figure_table(listing)] if listing.study.columns else []
+    return [*figures, temperature_table(listing)] if listing.study.statistics else figures
+
+
+def figure_table(listing: Listing) -> Table:
+    """The study's columns of each run."""
+    several = len({row["impl"] for row in listing.rows}) > 1
+    columns = listing.study.columns
+    headings = ["", *["impl"] * several, *(METRICS[name].label for name in columns)]
+    rows = [
+        [row["name"], *[row["impl"]] * several, *(written(name, row["figures"].get(name)) for name in columns)]
+        for row in listing.rows
+    ]
+    if any(row["status"] != "finished" for row in listing.rows):
+        headings.append("")
+        rows = [[*cells, row["status"]] for cells, row in zip(rows, listing.rows, strict=True)]
+    return headings, rows
+
+
+def temperature_table(listing: Listing) -> Table:
+    """A row for the held-out text and each temperature of each run, a column for each measure that applies."""
+    lines: list[tuple[str, Mapping[str, Any]]] = []
+    for name, found in statistics_of(listing).items():
+        lines += [(f"{name}, held-out text", found["held_out"])] if found["held_out"] else []
+        lines += [(f"{name}, temperature {each['temperature']:g}", each) for each in found["temperatures"]]
+    measures = [name for name in MEASURES if any(each[name] is not None for _, each in lines)]
+    rows = [[name, *(shown(each[key], MEASURES[key].unit) for key in measures)] for name, each in lines]
+    return ["", *map(label, measures)], rows
+
+
+def statistics_of(listing: Listing) -> dict[str, Any]:
+    """Run -> what `sample --statistics` found."""
+    paths = {title(listing, row): listing.folder / row["folder"] / STATISTICS for row in listing.rows}
+    return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def title(listing: Listing, row: Mapping[str, Any]) -> str:
+    """A run's name, with its implementation where there are several."""
+    several = len({row["impl"] for row in listing.rows}) > 1
+    return f"{row['name']}, {row['impl']}" if several else str(row["name"])
+
+
+def terminal(listing: Listing) -> None:
+    """The table, and why runs failed."""
+    for headings, rows in tables(listing):
+        show_table(listing.study.title, headings, rows, right=range(1, len(headings)))
+    for row in listing.rows:
+        if row["error"]:
+            say(f"{title(listing, row)}: {row['error']}", "yellow")
+
+
+def markdown(listing: Listing) -> str:
+    """The tables for the documentation."""
+    return "\n".join(markdown_table(*each) for each in tables(listing))
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rules = ["---", *["---:"] * (len(headings) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rules, *rows))
+
+
+def picture(listing: Listing) -> dict[str, bytes | str]:
+    """File names and contents; none where no run has anything to draw."""
+    kind = listing.study.picture["kind"]
+    if kind == "temperatures":
+        found = statistics_of(listing)
+        return {"study.svg": svg(draw_temperatures, found), "study.png": png(draw_temperatures, found)} if found else {}
+    begun = [row for row in listing.rows if row["figures"]]
+    if not begun:
+        return {}
+    if kind == "bars":
+        return {"study.svg": svg(draw_bars, listing, begun), "study.png": png(draw_bars, listing, begun)}
+    return {"study.svg": svg(draw_lines, listing, begun), "study.png": png(draw_lines, listing, begun)}
+
+
+def draw_lines(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A number of metrics.jsonl against steps or epochs: a colour for each variant; of several implementations the
+    first is wide and pale, so that those that coincide with it lie within."""
+    chosen = listing.study.picture
+    variants = list(dict.fromkeys(row["name"] for row in rows))
+    impls = list(dict.fromkeys(row["impl"] for row in rows))
+    figure.set_size_inches(1.3 * WIDTH, 3.6 + 0.2 * (len(rows) // 3))
+    axes = figure.subplots()
+    for row in rows:
+        place, inner = variants.index(row["name"]), impls.index(row["impl"])
+        line: dict[str, Any] = {"linewidth": 3.4, "alpha": 0.45} if len(impls) > 1 and not inner else {"linewidth": 1.2}
+        line |= {"linestyle": DASHES[place // len(PALETTE) % len(DASHES)], "color": PALETTE[place % len(PALETTE)]}
+        line |= {"marker": ".", "markersize": 4} if chosen["split"] == "held-out" else {}
+        axes.plot(*points(listing, row, chosen), label=shorten(title(listing, row), 30), **line)
+    finished(figure, axes, listing, chosen)
+    axes.set_xlabel(chosen["over"])
+    axes.set_ylabel(f"{chosen['value'].replace('_', ' ')}, {chosen['split']}")
+
+
+def points(listing: Listing, row: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values, thinned out; of training the running mean, of a norm every value."""
+    _, lines = read_run(listing.folder / row["folder"])
+    of_epoch = max(1, max((line["step"] for line in lines if line["epoch"] == 1), default=1))
+    kept = [line for line in lines if line["split"] == chosen["split"]]
+    values = floats(line.get(chosen["value"]) for line in kept)
+    if chosen["split"] == "train" and chosen["value"] != "gradient_norm":
+        values = smooth(values)
+    steps = np.array([line["step"] for line in kept]) / (of_epoch if chosen["over"] == "epoch" else 1)
+    thin = slice(None, None, max(1, len(kept) // POINTS))
+    return steps[thin], values[thin]
+
+
+def draw_bars(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One figure of every run, the first on top."""
+    metric = listing.study.picture["metric"]
+    figure.set_size_inches(1.3 * WIDTH, 1.0 + 0.26 * len(rows))
+    axes = figure.subplots()
+    values = floats(row["figures"].get(metric) for row in rows)
+    variants = list(dict.fromkeys(row["name"] for row in rows))
+    colours = [PALETTE[variants.index(row["name"]) % len(PALETTE)] for row in rows]
+    axes.barh(np.arange(len(rows)), np.nan_to_num(values), 0.62, color=colours)
+    for place, value in enumerate(values):
+        text = written(metric, None if np.isnan(value) else float(value))
+        axes.annotate(text, (float(np.nan_to_num(value)), place), (5, 0), textcoords="offset points", va="center")
+    axes.set_yticks(np.arange(len(rows)), [shorten(title(listing, row), 36) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.14)
+    axes.set_xlabel(METRICS[metric].label)
+    if listing.study.picture.get("log"):
+        axes.set_xscale("log")
+    figure.suptitle(shorten(listing.study.title), x=0.01, ha="left")
+
+
+def finished(figure: Figure, axes: Axes, listing: Listing, chosen: Mapping[str, Any]) -> None:
+    """Title, scale and legend."""
+    if chosen.get("log"):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.legend(**LEGEND | {"ncols": 3})
+    figure.suptitle(shorten(listing.study.title), x=0.01, ha="left")
+
+
+def draw_temperatures(figure: Figure, found: Mapping[str, Any]) -> None:
+    """Each measure against the temperature, a panel each; dashed: the held-out text."""
+    measured = [each for run in found.values() for each in run["temperatures"]]
+    applying = [name for name in MEASURES if name != "characters" and any(each[name] is not None for each in measured)]
+    lines = -(-len(applying) // 2)
+    figure.set_size_inches(1.3 * WIDTH, 0.6 + 1.7 * lines)
+    panels = figure.subplots(lines, 2, sharex=True, squeeze=False)
+    for axes, name in zip_longest(panels.flat, applying):
+        if name is None:
+            axes.set_axis_off()
+            continue
+        axes.set_title(label(name))
+        for place, (run, each) in enumerate(found.items()):
+            values = floats(written_at[name] for written_at in each["temperatures"])
+            temperatures = [written_at["temperature"] for written_at in each["temperatures"]]
+            colour = PALETTE[place % len(PALETTE)]
+            axes.plot(temperatures, values, ".-", color=colour, label=shorten(run, 30))
+            if each["held_out"] and each["held_out"][name] is not None:
+                axes.axhline(each["held_out"][name], color=colour, linewidth=1, linestyle=(0, (4, 3)))
+    panels[-1, 0].set_xlabel("temperature")
+    panels[0, 0].axhline(np.nan, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="held-out text")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
