@@ -3,10 +3,10 @@ decided here. A trial's number is its identity: taken up again after a worker wa
 from its run's checkpoint, and is told once.
 
 All trials are queued when the search is made, so that no worker makes any: none is lost or made twice. A worker holds a
-lock of the system on each trial it works on, which ends with the process, however it ends. So a running trial whose lock
-is free is lost, and whoever gets the lock goes on with it. Where no lock is shared (a disk without locks, machines
-without a common disk), a trial counts as lost once its beat has not changed for LOST_AFTER seconds; should its worker be
-alive after all, both do the same and the first to finish is counted.
+lock of the system on each trial it works on, which ends with the process, however it ends. So a running trial whose
+lock is free is lost, and whoever gets the lock goes on with it. Where no lock is shared (a disk without locks, machines
+without a common disk), a trial counts as lost once its beat has not changed for LOST_AFTER seconds; should its worker
+be alive after all, both do the same and the first to finish is counted.
 """
 
 import json
@@ -55,7 +55,7 @@ BEAT, LOST_AFTER = 30.0, 300.0
 ATTEMPTS = 5
 """Workers that may die of one trial before it counts as failed."""
 PLACES = (1, 2, 3, 5, 9, 16, 27, 47, 81)
-"""Where a run's held-out loss is compared with others': in 81sts of its steps, about a factor of the root of 3 apart."""
+"""Where a run's held-out loss is compared with others': in 81sts of its steps, each about 1.7 times the one before."""
 STARTUP = 16
 """Points at random before TPE has enough results to learn from."""
 DEFAULT_TRIALS = 64

@@ -24,8 +24,8 @@ RULES = ("method", "pruner", "trials", "seconds", "tokens", "stall", "stall_whol
 """Options of `sweep` that a file may set, in its table [sweep]."""
 MANY = 1_000_000
 """More values than this cannot be listed."""
-FORMS = """--vary takes an option and its values: model.hidden_size 64,128,256; training.seq_length range 25 95 10 (low, \
-high, step); training.learning_rate log 1e-4 1e-1"""
+FORMS = """--vary takes an option and its values: model.hidden_size 64,128,256; training.seq_length range 25 95 10 \
+(low, high, step); training.learning_rate log 1e-4 1e-1"""
 
 Point = dict[str, Any]
 
@@ -104,7 +104,7 @@ def from_words(words: Sequence[str]) -> Dimension:
     if form == "log" and len(rest) == 2:
         return interval(name, rest[0], rest[1], log=True)
     if form == "range" and len(rest) in (2, 3):
-        return interval(name, *rest)
+        return interval(name, rest[0], rest[1], rest[2] if len(rest) > 2 else 0)
     if rest or form in ("log", "range"):
         raise ConfigError(f"{FORMS}; got {' '.join(words)!r}.")
     return listed(name, [typed(name, text) for text in form.split(",")])
@@ -137,7 +137,7 @@ def listed(name: str, values: Sequence[Any]) -> Dimension:
 
 
 def interval(name: str, low: Any, high: Any, step: Any = 0, log: bool = False) -> Dimension:
-    """Numbers between two, in steps or on a logarithmic scale; whole numbers are in steps of 1 unless said otherwise."""
+    """Numbers between two, in steps or on a logarithmic scale; whole numbers in steps of 1 unless said otherwise."""
     kind = type(options()[name][0])
     if kind not in (int, float):
         raise ConfigError(f"{name} is no number: give its values with commas between.")
@@ -190,10 +190,10 @@ def configured(base: Train, point: Mapping[str, Any]) -> Train:
     for name, value in point.items():
         part, _, option = name.rpartition(".")
         changed.setdefault(part, {})[option] = value
-    single = {"impl": value for value in changed.pop("", {}).values()}
+    impl = changed.pop("", {}).get(IMPLEMENTATION, base.impl)
     parts = {part: getattr(base, part) for part in changed}
     built = {part: from_json(type(config), to_json(config) | changed[part]) for part, config in parts.items()}
-    return replace(base, **single, **built)
+    return replace(base, impl=impl, **built)
 
 
 def possible(base: Train, point: Mapping[str, Any]) -> bool:

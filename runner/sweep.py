@@ -1,5 +1,5 @@
-"""`sweep`: a search over options, on as many processes and machines as there are. This process only watches: workers take
-trials from the storage, and whoever starts the search again finds everything there."""
+"""`sweep`: a search over options, on as many processes and machines as there are. This process only watches: workers
+take trials from the storage, and whoever starts the search again finds everything there."""
 
 import json
 import sys
@@ -238,7 +238,8 @@ class Processes:
         return bool(self.workers)
 
     def tend(self, seconds: float) -> None:
-        for worker in wait(list(self.workers), seconds):
+        answering: list[Any] = wait(list[Any](self.workers), seconds)
+        for worker in answering:
             process = self.workers.pop(worker)
             try:
                 first = worker.result()

@@ -66,6 +66,8 @@ def parallel(
     axes.set(xlim=(-0.1, len(names) + 0.02), ylim=(-0.04, 1.04), yticks=[])
     axes.set_xticks(range(len(names) + 1), [*map(title, names), ""])
     axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.axvline(len(names), color=GREY, linewidth=0.8)
     bar(figure, axes, colour)
 
 
@@ -82,10 +84,20 @@ def contour(
         lowest[x, y] = min(loss, lowest.get((x, y), math.inf))
     plane = np.array(list(lowest))
     if len(plane) > 3 and np.linalg.matrix_rank(plane - plane[0]) == 2:
-        axes.tricontourf(*plane.T, list(lowest.values()), levels=12, cmap=COLOURS, norm=colour, alpha=0.55)
-    axes.scatter(*places.T, c=losses, cmap=COLOURS, norm=colour, s=14, edgecolors=GREY, linewidths=0.4)
+        axes.tricontourf(
+            *plane.T,
+            list(lowest.values()),
+            levels=levels(colour, 13),
+            extend="both",
+            cmap=COLOURS,
+            norm=colour,
+            alpha=0.55,
+        )
+    across_places, up_places = places.T
+    axes.scatter(across_places, up_places, c=losses, cmap=COLOURS, norm=colour, s=14, edgecolors=GREY, linewidths=0.4)
     axes.set_xticks([place for place, _ in across.ticks], [word for _, word in across.ticks])
     axes.set_yticks([place for place, _ in up.ticks], [word for _, word in up.ticks])
+    axes.margins(0.03)
     axes.set(xlabel=title(names[0]), ylabel=title(names[1]))
     bar(figure, axes, colour)
 
@@ -97,12 +109,17 @@ def normed(losses: Sequence[float]) -> Normalize:
     return LogNorm(low, high, clip=True) if low > 0 else Normalize(low, high, clip=True)
 
 
+def levels(colour: Normalize, count: int) -> list[float]:
+    """Losses that lie evenly in the colours."""
+    return [float(colour.inverse(share)) for share in np.linspace(0, 1, count)]
+
+
 def bar(figure: Figure, axes: Axes, colour: Normalize) -> None:
     """What the colours mean."""
     shown = figure.colorbar(ScalarMappable(colour, COLOURS), ax=axes, label="held-out loss, nats per token")
-    marks = np.geomspace(colour.vmin, colour.vmax, 5) if isinstance(colour, LogNorm) else np.linspace(0, 1, 2)
+    marks = levels(colour, 5)
     shown.ax.minorticks_off()
-    shown.set_ticks(list(marks), labels=[f"{mark:.3g}" for mark in marks])
+    shown.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
 
 
 def title(name: str) -> str:

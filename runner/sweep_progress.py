@@ -20,7 +20,7 @@ LINES = 12
 
 @contextmanager
 def display(search: Search, workers: int, seconds: float) -> Iterator[Callable[[float], None]]:
-    """A function to call with the seconds spent: a table on a terminal, else a line for each tenth and each new best."""
+    """A function to call with the seconds spent: a table on a terminal, else a line for each tenth of the trials."""
     table = Board(search, workers, seconds)
     if not console.is_terminal:
         yield table.line
@@ -34,7 +34,7 @@ class Board:
 
     def __init__(self, search: Search, workers: int, seconds: float) -> None:
         self.search, self.workers, self.limit = search, workers, seconds
-        self.tenth, self.best = 0, ""
+        self.tenth = 0
 
     def counts(self, trials: Sequence[FrozenTrial]) -> str:
         """How many are in which state."""
@@ -58,7 +58,8 @@ class Board:
         found = min(filter(measured, trials), key=lowest, default=None)
         if found is None:
             return "best: none yet"
-        return f"best {lowest(found):.4f} nats: trial {found.number}, {words(point_of(self.search.plan.space, found.params))}"
+        point = words(point_of(self.search.plan.space, found.params))
+        return f"best {lowest(found):.4f} nats: trial {found.number}, {point}"
 
     def line(self, spent: float) -> None:
         """Without a terminal."""
