@@ -75,6 +75,8 @@ def run(options: Sweep) -> int:
 
 def begun(options: Sweep) -> tuple[Place, Plan, Sweep]:
     """A new search: everything is checked before its folder is made."""
+    if (file := Path(options.corpus.corpus)).is_file():  # workers may start elsewhere
+        options = replace(options, corpus=replace(options.corpus, corpus=str(file.absolute())))
     plan = plan_of(options, Path())
     queue(plan)
     for impl in next((each.choices for each in plan.space if each.name == "implementation"), (options.impl,)):

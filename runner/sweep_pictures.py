@@ -82,23 +82,16 @@ def contour(
     lowest: dict[tuple[float, float], float] = {}
     for (x, y), loss in zip(places.tolist(), losses, strict=True):
         lowest[x, y] = min(loss, lowest.get((x, y), math.inf))
-    plane = np.array(list(lowest))
+    plane, heights = np.array(list(lowest)), np.array(list(lowest.values()))
     if len(plane) > 3 and np.linalg.matrix_rank(plane - plane[0]) == 2:
-        axes.tricontourf(
-            *plane.T,
-            list(lowest.values()),
-            levels=levels(colour, 13),
-            extend="both",
-            cmap=COLOURS,
-            norm=colour,
-            alpha=0.55,
-        )
+        style: dict[str, Any] = {"extend": "both", "alpha": 0.55, "cmap": COLOURS, "norm": colour}
+        axes.tricontourf(plane[:, 0], plane[:, 1], heights, levels(colour, 13), **style)
+
     across_places, up_places = places.T
     axes.scatter(across_places, up_places, c=losses, cmap=COLOURS, norm=colour, s=14, edgecolors=GREY, linewidths=0.4)
     axes.set_xticks([place for place, _ in across.ticks], [word for _, word in across.ticks])
     axes.set_yticks([place for place, _ in up.ticks], [word for _, word in up.ticks])
-    axes.margins(0.03)
-    axes.set(xlabel=title(names[0]), ylabel=title(names[1]))
+    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xlabel=title(names[0]), ylabel=title(names[1]))
     bar(figure, axes, colour)
 
 

@@ -188,8 +188,7 @@ def recipe(search: Search, result: Mapping[str, Any]) -> str:
     best = result["best"]
     options, usual = configured(search.plan.base, best["options"]), Train()
     lines = [
-        f"# The best of {len(result['rows'])} trials of the search {json.dumps(search.name)[1:-1]}: trial {best['trial']}, held-out loss "
-        f"{best['loss']:.4f} nats per token.",
+        f"# Trial {best['trial']}, the best of {len(result['rows'])}: {best['loss']:.4f} nats per held-out token.",
         f"{IMPLEMENTATION} = {toml(options.impl)}",
     ]
     for part in PARTS:
@@ -212,4 +211,4 @@ def toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml, value))}]"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
