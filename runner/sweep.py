@@ -18,7 +18,7 @@ from runner.console import say
 from runner.environment import available_cores
 from runner.interruption import interruption
 from runner.registry import require
-from runner.rundir import new_folder
+from runner.rundir import is_blank, new_folder
 from runner.search import (
     ATTEMPTS,
     DONE,
@@ -85,13 +85,20 @@ def begun(options: Sweep) -> tuple[Place, Plan, Sweep]:
         load_corpus(options.corpus, say)  # a bad corpus is said once
     if is_database(options.storage):
         refuse_shared_sqlite(options.storage, options.workers or available_cores())
-    folder = new_folder(options.run_dir, f"sweep-{Path(options.corpus.corpus).stem}-{options.model.cell}").absolute()
+    folder = folder_of(options).absolute()
     place = Place(options.storage or str(folder / JOURNAL), options.name or folder.name, folder)
     plan = replace(plan, folder=str(folder))
     limits = {"seconds": options.seconds, "tokens": options.tokens}
     settings = {"storage": hidden(place.address), "name": place.name, "limits": limits, "plan": plan.to_json()}
     write_atomically(folder / SETTINGS, strict_json(settings))
     return place, plan, options
+
+
+def folder_of(options: Sweep) -> Path:
+    """A new folder; one that was asked for may be there if it holds nothing, as after a kill."""
+    if options.run_dir and is_blank(options.run_dir):
+        return options.run_dir
+    return new_folder(options.run_dir, f"sweep-{Path(options.corpus.corpus).stem}-{options.model.cell}")
 
 
 def reopened(options: Sweep) -> tuple[Place, Plan, Sweep]:
@@ -270,6 +277,8 @@ class Jobs:
         except (RuntimeError, NameError, TypeError, ValueError) as error:
             raise UserError(f"--executor {options.executor}: {error}") from None
         words = [sys.executable, "-m", "runner", "sweep", "--join", str(place.folder), "--workers", "1"]
+        share = 0 if cluster == "slurm" else max(1, available_cores() // count)  # a cluster's job has its own cores
+        words += ["--threads", str(options.runtime.threads or share), "--device", options.runtime.device]
         words += ["--storage", options.storage] if options.storage else []
         self.command = submitit.helpers.CommandFunction(words, verbose=False)
         self.search, self.deaths = search, Deaths(search)
