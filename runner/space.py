@@ -87,13 +87,13 @@ def full_name(given: str) -> str:
     if wanted in known:
         return wanted
     if wanted in ONCE or any(each.endswith(f".{wanted}") for each in ONCE):
-        raise ConfigError(f"--vary {given}: that option is the same in a whole sweep; give it as a flag.")
+        raise ConfigError(f"{given}: that option is the same in a whole sweep; give it as a flag.")
     short = {name.rpartition(".")[2]: name for name in known}
     if wanted in short:
         return short[wanted]
     near = get_close_matches(wanted, [*known, *short], 1, 0.5)
     hint = f"; did you mean {short.get(near[0], near[0])}?" if near else "."
-    raise ConfigError(f"--vary {given}: there is no option of that name{hint} `train --help` lists them.")
+    raise ConfigError(f"{given}: there is no option of that name{hint} `train --help` lists them.")
 
 
 def from_words(words: Sequence[str]) -> Dimension:
@@ -170,7 +170,7 @@ def typed(name: str, text: str) -> Any:
 
 def space_of(given: Sequence[Sequence[str]], file: Path | None) -> Space:
     """The dimensions of a file and of flags; a flag replaces what the file says of the option."""
-    table = flat(read(file)["space"]) if file else {}
+    table = read(file)["space"] if file else {}
     found = {each.name: each for each in (from_table(name, value) for name, value in table.items())}
     seen = set()
     for words in given:
@@ -190,7 +190,9 @@ def configured(base: Train, point: Mapping[str, Any]) -> Train:
     for name, value in point.items():
         part, _, option = name.rpartition(".")
         changed.setdefault(part, {})[option] = value
-    impl = changed.pop("", {}).get(IMPLEMENTATION, base.impl)
+    impl = restore("impl", changed.pop("", {}).get(IMPLEMENTATION, base.impl), "")
+    if impl not in get_args(Implementation):
+        raise ConfigError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}.")
     parts = {part: getattr(base, part) for part in changed}
     built = {part: from_json(type(config), to_json(config) | changed[part]) for part, config in parts.items()}
     return replace(base, impl=impl, **built)
@@ -242,15 +244,6 @@ def key(point: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, repr(value)) for name, value in point.items()))
 
 
-def flat(table: Any, prefix: str = "") -> dict[str, Any]:
-    """[space.model] hidden_size as model.hidden_size; `low` ends the descent."""
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        inner = isinstance(value, dict) and "low" not in value and "high" not in value
-        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return found
-
-
 def find(name: str) -> Path:
     """A file, or the shipped space of that name; ConfigError lists those."""
     if (path := Path(name)).is_file():
@@ -272,39 +265,26 @@ def load(path: Path) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """A file with a [space]; ConfigError for a table that means nothing."""
     content = load(path)
-    known = {"space", "sweep", IMPLEMENTATION, "title", "description", *PARTS}
-    if unknown := sorted(content.keys() - known):
-        raise ConfigError(f"--space {path}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
-    if not isinstance(content.get("space"), dict):
-        raise ConfigError(f"--space {path}: it needs a table [space].")
+    known = ("title", "source", "time", "options", "space", "sweep")
+    if unknown := sorted(content.keys() - set(known)):
+        raise ConfigError(f"--space {path}: unknown {', '.join(unknown)}; known: {', '.join(known)}.")
+    if not all(isinstance(content.get(table, {}), dict) for table in known[3:]) or "space" not in content:
+        raise ConfigError(f"--space {path}: it needs a table [space], and may have [options] and [sweep].")
     return content
 
 
 def default_of(arguments: Sequence[str]) -> Sweep | None:
     """What the file of --space says beside its space: the options that flags then change. None without --space."""
-    if arguments[:1] != ["sweep"]:
-        return None
-    name = value_of(arguments, "--space")
+    name = value_of(arguments, "--space") if arguments[:1] == ["sweep"] else None
     if name is None:
         return None
     content = read(find(name))
-    given = {part: changed(name, part, content[part]) for part in PARTS if part in content}
-    if IMPLEMENTATION in content:
-        given["impl"] = listed(IMPLEMENTATION, [content[IMPLEMENTATION]]).choices[0]
-    rules = content.get("sweep", {})
-    if not isinstance(rules, dict) or rules.keys() - set(RULES):
+    point = {full_name(option): value for option, value in content.get("options", {}).items()}
+    base, rules = configured(Train(), point), content.get("sweep", {})
+    if rules.keys() - set(RULES):
         raise ConfigError(f"--space {name}: [sweep] takes {', '.join(RULES)}, and nothing else.")
-    for option, value in rules.items():
-        given[option] = restore(option, value, getattr(Sweep(), option))
-    return Sweep(**given)
-
-
-def changed(file: str, part: str, values: Any) -> Any:
-    """A part of the configuration with the values of a file's table."""
-    config = getattr(Sweep(), part)
-    if not isinstance(values, dict) or (wrong := sorted(values.keys() - to_json(config).keys())):
-        raise ConfigError(f"--space {file}: unknown in [{part}]: {', '.join(wrong)}.")
-    return from_json(type(config), to_json(config) | values)
+    values = {option: restore(option, value, getattr(Sweep(), option)) for option, value in rules.items()}
+    return Sweep(impl=base.impl, **{part: getattr(base, part) for part in PARTS}, **values)
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

@@ -16,7 +16,7 @@ from runner.pictures import svg
 from runner.progress import duration
 from runner.report import ENVIRONMENT, inline
 from runner.search import Search, point_of
-from runner.space import IMPLEMENTATION, PARTS, configured
+from runner.space import PARTS, configured
 from runner.sweep_pictures import contour, parallel
 from runner.sweep_progress import lowest, measured, shown, words
 from shared.config import to_json
@@ -187,21 +187,14 @@ def recipe(search: Search, result: Mapping[str, Any]) -> str:
     """The best trial's options as TOML: those that are not the defaults, and those that were varied."""
     best = result["best"]
     options, usual = configured(search.plan.base, best["options"]), Train()
-    lines = [
-        f"# Trial {best['trial']}, the best of {len(result['rows'])}: {best['loss']:.4f} nats per held-out token.",
-        f"{IMPLEMENTATION} = {toml(options.impl)}",
-    ]
+    kept: dict[str, Any] = {"impl": options.impl}
     for part in PARTS:
         given, default = to_json(getattr(options, part)), to_json(getattr(usual, part))
-        kept = {
-            name: value
-            for name, value in given.items()
-            if name not in PLACE
-            and (value != default[name] or f"{part}.{name}" in best["options"])
-            and value is not None
-        }
-        if kept:
-            lines += ["", f"[{part}]", *(f"{name} = {toml(value)}" for name, value in kept.items())]
+        varied = {name.rpartition(".")[2] for name in best["options"] if name.startswith(f"{part}.")}
+        names = [name for name, value in given.items() if value != default[name] or name in varied]
+        kept |= {name: given[name] for name in names if name not in PLACE}
+    title = f"Trial {best['trial']}, the best of {len(result['rows'])}: {best['loss']:.4f} nats per held-out token"
+    lines = [f"title = {toml(title)}", "", "[options]", *(f"{name} = {toml(value)}" for name, value in kept.items())]
     return "\n".join(lines) + "\n"
 
 
