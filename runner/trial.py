@@ -25,7 +25,7 @@ from shared.files import WriteError, discard
 from shared.initializers import initial_parameters
 from shared.schedules import settled
 
-HOPELESS = 9
+HOPELESS = 27
 """81sts of a run after which its held-out loss must be below the unigram entropy."""
 LOOK = 1.0
 """Seconds between two looks at whether the search is closed."""

@@ -30,6 +30,8 @@ SPACE = ["--vary", "hidden_size", "6,9,12", "--vary", "learning_rate", "0.003,0.
 SEARCH = ["--method", "grid", "--pruner", "none", "--workers", "2", "--run-dir", "search", "--keep-checkpoints"]
 SIZES = ["--embedding-size", "5", "--batch-size", "8", "--seq-length", "16", "--epochs", "5", "--patience", "0"]
 WORDS = ["sweep", *SPACE, *SEARCH, *SIZES, "--corpus", "stream.txt", "--reader", "text", "--threads", "1"]
+MOST_KILLS = 4
+"""Of one search."""
 STATE, FINISHED = 6, (1, 2, 3)
 """Optuna's numbers in a journal: the operation that sets a trial's state, and the states of finished trials."""
 
@@ -41,11 +43,11 @@ def undisturbed(folder: Path) -> float:
     return time.monotonic() - began
 
 
-def disturbed(folder: Path, times: int, seconds: float, draw: random.Random) -> list[dict[str, Any]]:
-    """The same search, killed so often, and then run to its end. What each kill met."""
+def disturbed(folder: Path, times: int, seconds: float, draw: random.Random, before: int) -> list[dict[str, Any]]:
+    """The same search, killed so often, and then run to its end; what each kill met. `before` it there were others."""
     kills: list[dict[str, Any]] = []
     process = start(WORDS, folder)
-    for number in range(times):
+    for number in range(before, before + times):
         alone = number % 2 == 0
         moment = time.monotonic() + draw.uniform(0, seconds / 2)
         while process.poll() is None and (time.monotonic() < moment or (alone and not workers(process.pid))):
@@ -133,16 +135,27 @@ def differences(whole: Path, parts: Path) -> list[str]:
 
 
 def campaign(times: int, seed: int) -> dict[str, Any]:
-    """What came of so many kills."""
+    """What came of so many kills, a few in each of as many searches as that takes."""
+    draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [Path(temporary) / name for name in ("whole", "parts")]
-        for folder in folders:
-            folder.mkdir()
-            made_up_texts(folder, seed)
-        seconds = undisturbed(folders[0])
-        kills = disturbed(folders[1], times, seconds, random.Random(seed))
-        wrong = differences(*folders)
-        return {"trials": len(rows(folders[0])), "kills": kills, "seed": seed, "differences": wrong}
+        whole = folder_with_text(Path(temporary) / "whole", seed)
+        seconds = undisturbed(whole)
+        kills: list[dict[str, Any]] = []
+        wrong: list[str] = []
+        searches = 0
+        while len(kills) < times:
+            parts = folder_with_text(Path(temporary) / f"parts-{searches}", seed)
+            kills += disturbed(parts, min(MOST_KILLS, times - len(kills)), seconds, draw, len(kills))
+            wrong += differences(whole, parts)
+            searches += 1
+        return {"searches": searches, "trials": len(rows(whole)), "kills": kills, "seed": seed, "differences": wrong}
+
+
+def folder_with_text(folder: Path, seed: int) -> Path:
+    """A new one to search in."""
+    folder.mkdir()
+    made_up_texts(folder, seed)
+    return folder
 
 
 def main() -> int:
@@ -157,7 +170,8 @@ def main() -> int:
         write_atomically(options.json, strict_json(result))
     what = Counter(each["of"] for each in result["kills"])
     what, wrong = Counter(each["of"] for each in result["kills"]), "; ".join(result["differences"]) or "none"
-    print(f"{len(result['kills'])} kills ({dict(what)}) over {result['trials']} trials; differences: {wrong}")
+    searches = f"{result['searches']} searches of {result['trials']} trials"
+    print(f"{len(result['kills'])} kills ({dict(what)}) in {searches}; differences: {wrong}")
     return int(bool(result["differences"]))
 
 

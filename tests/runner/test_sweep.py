@@ -1,0 +1,397 @@
+"""Searches: with workers in this process where a rule is tested, with real commands where processes matter."""
+
+import json
+import math
+import os
+import random
+import re
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from test_cli import run
+
+import runner.search as searches
+from runner import cli, space, sweep, sweep_report, trial
+from runner.cli import Train
+from runner.console import console
+from runner.rundir import RunDirectory
+from runner.search import Plan, Search, TrialState, make, mend, open_storage
+from runner.stopping import Stall
+from runner.sweep_worker import SweepWorker
+from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, TrainingConfig
+from shared.errors import ConfigError, UserError
+
+SMALL = ["--embedding-size", 5, "--batch-size", 4, "--seq-length", 7, "--epochs", 99, "--max-steps", 150]
+SMALL += ["--threads", 1]
+TEXT = ["--corpus", "words.txt", "--reader", "text", "--device", "cpu"]
+
+
+def words(path):
+    draw = random.Random(0)
+    known = ["".join(draw.choices("abdeiklmnorstu", k=draw.randint(2, 6))) for _ in range(20)]
+    path.write_text(" ".join(draw.choices(known, k=300)) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A tiny run, three steps at a time; what workers say is not shown, and is again afterwards."""
+    monkeypatch.setattr(console, "quiet", False)
+    monkeypatch.setattr("runner.train.stack_size", lambda *_: 3)
+    text = CorpusConfig(corpus=str(words(tmp_path / "words.txt")), reader="text")
+    training = TrainingConfig(batch_size=4, seq_length=7, max_steps=60, epochs=99, learning_rate=0.02)
+    place = RuntimeConfig(device="cpu", threads=1)
+    return Train(model=ModelConfig(hidden_size=6, embedding_size=5), training=training, corpus=text, runtime=place)
+
+
+def begun(base, folder, *given, method="grid", pruner="none", trials=0, **more):
+    """A search in a folder, and a worker of it."""
+    found = space.space_of([each.split() for each in given], None)
+    plan = Plan(base, found, method, pruner, trials, folder=str(folder), **more)
+    address = str(folder / "journal.log")
+    return make(plan, open_storage(address), "it"), SweepWorker(address, "it", folder)
+
+
+def states(search):
+    return [each.state.name for each in search.trials()]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A folder with a finished search by two workers, and what it said."""
+    folder = tmp_path_factory.mktemp("searched")
+    words(folder / "words.txt")
+    vary = ["--vary", "hidden_size", "4,6,9", "--vary", "learning_rate", "log", "3e-3", "1e-1"]
+    place = ["--workers", 2, "--run-dir", "search", "--json", "all.json"]
+    shown = run("sweep", *vary, "--trials", 20, "--pruner", "median", *place, *SMALL, *TEXT, folder=folder)
+    return folder, shown
+
+
+def test_a_search_by_two_workers(searched):
+    folder, shown = searched
+    result = json.loads((folder / "all.json").read_text("utf-8"))
+    assert result == json.loads((folder / "search/results.json").read_text("utf-8"))
+    assert [row["trial"] for row in result["rows"]] == list(range(20))
+    assert result["counts"]["done"] + result["counts"]["pruned"] == 20
+    assert 0 < result["pruned_share"] < 1
+    assert result["saved_seconds"] > 0
+    best = result["best"]
+    assert best["loss"] == min(row["loss"] for row in result["rows"])
+    for word in ("20 trials by tpe, 2 workers", "The best trials", "pruned, which saved about", "sweep.html"):
+        assert word in shown, shown
+    points = [json.dumps(row["options"]) for row in result["rows"]]
+    assert len(set(points)) == 20
+
+
+def test_the_trials_are_runs_of_train(searched):
+    folder, _ = searched
+    for row in json.loads((folder / "all.json").read_text("utf-8"))["rows"]:
+        run_directory = Path(row["run"])
+        config = json.loads((run_directory / "config.json").read_text("utf-8"))
+        lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+        assert config["model"]["hidden_size"] == row["options"]["model.hidden_size"]
+        assert config["training"]["learning_rate"] == row["options"]["training.learning_rate"]
+        assert max(line["step"] for line in lines) == row["steps"] == config["result"]["steps"]
+        if row["state"] == "done":
+            assert min(line["loss"] for line in lines if line["split"] == "held-out") == row["loss"]
+
+
+def test_only_the_best_keeps_its_checkpoint(searched):
+    folder, _ = searched
+    result = json.loads((folder / "all.json").read_text("utf-8"))
+    kept = {path.parent.name for path in (folder / "search/trials").glob("*/best.safetensors")}
+    done = [row for row in result["rows"] if row["state"] == "done"]
+    assert f"{min(done, key=lambda row: row['loss'])['trial']:05d}" in kept
+    assert not list((folder / "search/trials").glob("*/last.safetensors"))
+
+
+def test_the_best_options_are_a_recipe(searched, tmp_path):
+    folder, _ = searched
+    best = json.loads((folder / "all.json").read_text("utf-8"))["best"]
+    recipe = tomllib.loads((folder / "search/best.toml").read_text("utf-8"))
+    assert set(recipe) == {"title", "options"}
+    point = {space.full_name(name): value for name, value in recipe["options"].items()}
+    options = space.configured(Train(), point)
+    assert options.training.learning_rate == best["options"]["training.learning_rate"]
+    assert options.model == ModelConfig(hidden_size=best["options"]["model.hidden_size"], embedding_size=5)
+    assert options.corpus.corpus == str(folder / "words.txt")
+
+
+def test_the_page_is_one_file_without_scripts(searched):
+    page = (searched[0] / "search/sweep.html").read_text("utf-8")
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+
+
+def test_a_finished_search_is_shown_again_and_nothing_runs(searched):
+    folder, _ = searched
+    before = (folder / "all.json").read_text("utf-8")
+    shown = run("sweep", "--resume", "search", "--workers", 1, "--json", "again.json", folder=folder)
+    again = json.loads((folder / "again.json").read_text("utf-8"))
+    assert again["rows"] == json.loads(before)["rows"]
+    assert "The best trials" in shown
+
+
+def test_limits_leave_trials_open_and_others_can_join(tmp_path):
+    words(tmp_path / "words.txt")
+    vary = ["--vary", "hidden_size", "4,6", "--vary", "learning_rate", "0.01,0.03", "--method", "grid"]
+    place = ["--workers", 1, "--run-dir", "search", "--tokens", 1]
+    shown = run("sweep", *vary, "--pruner", "none", *place, *SMALL, *TEXT, folder=tmp_path)
+    assert "Not done: 1 tokens were trained on" in shown
+    assert "--resume" in shown
+    shown = run("sweep", "--join", "search", folder=tmp_path)
+    assert "is closed: 1 tokens" in shown
+    search = Search(open_storage(str(tmp_path / "search/journal.log")), "search")
+    search.close("")
+    shown = run("sweep", "--join", tmp_path / "search/journal.log", "--name", "search", folder=tmp_path / "search")
+    assert "1 more for the search" in shown
+    assert states(search) == ["COMPLETE"] * 4
+
+
+def test_workers_as_jobs(tmp_path):
+    words(tmp_path / "words.txt")
+    vary = ["--vary", "hidden_size", "4,6", "--method", "grid", "--executor", "jobs", "--learning-rate", 0.05]
+    run("sweep", *vary, "--workers", 1, "--run-dir", "search", *SMALL, *TEXT, folder=tmp_path)
+    rows = json.loads((tmp_path / "search/results.json").read_text("utf-8"))["rows"]
+    assert sorted(row["state"] for row in rows) in (["done", "done"], ["done", "pruned"])
+    assert list((tmp_path / "search/jobs").glob("*_log.out"))
+
+
+VARY = ["--vary", "hidden_size", "4,6"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--vary", "hidden_sise", "4,6"], "did you mean model.hidden_size"),
+        ([], "A sweep needs something to vary"),
+        ([*VARY, "--storage", "sqlite:///x.db", "--workers", "2"], "SQLite locks its whole file"),
+        ([*VARY, "--corpus", "nothing"], "nothing"),
+        (["--resume", "."], "holds no search"),
+        (["--join", "nowhere"], "no such folder, journal or database"),
+        ([*VARY, "--executor", "slurm"], "--executor slurm: "),
+        ([*VARY, "--executor", "jobs", "--job-options", "x"], "--job-options takes NAME=VALUE"),
+        ([*VARY, "--executor", "jobs", "--job-options", "x=1"], "--executor jobs: "),
+    ],
+)
+def test_mistakes_of_the_command_line(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    options = cli.parse(["sweep", *given])
+    with pytest.raises(UserError, match=re.escape(message)):
+        sweep.run(options)
+
+
+def test_a_mistake_shows_no_traceback(tmp_path):
+    assert "did you mean model.hidden_size" in run("sweep", "--vary", "hidden_sise", 4, folder=tmp_path, status=2)
+
+
+def test_a_worker_does_the_whole_grid(base, tmp_path):
+    search, worker = begun(base, tmp_path, "hidden_size 4,6", "cell rnn,gru")
+    assert worker.work() is None
+    assert states(search) == ["COMPLETE"] * 4
+    assert all(math.isfinite(each.value) for each in search.trials())
+    assert all(each.user_attrs["result"]["reason"] == "finished" for each in search.trials())
+
+
+@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
+def test_pruners_end_what_is_hopeless(base, tmp_path, pruner):
+    search, worker = begun(base, tmp_path, "learning_rate 0.03,0.02,0.025,0.015,1e-5,2e-5,3e-5,4e-5", pruner=pruner)
+    worker.work()
+    pruned = {each.params["training.learning_rate"] for each in search.trials() if each.state == TrialState.PRUNED}
+    assert pruned
+    assert 0.03 not in pruned
+    steps = [each.user_attrs["result"]["steps"] for each in search.trials() if each.state == TrialState.PRUNED]
+    assert max(steps) < 60
+    reasons = [each.user_attrs["result"]["reason"] for each in search.trials() if each.state == TrialState.PRUNED]
+    assert all(reason.startswith(("pruned", "diverged")) for reason in reasons)
+
+
+def test_what_diverges_ends(base, tmp_path):
+    base = replace(base, optimizer=replace(base.optimizer, optimizer="sgd", clip_norm=0.0))
+    search, worker = begun(base, tmp_path, "learning_rate 1e-6,1e30")
+    worker.work()
+    slow, wild = sorted(search.trials(), key=lambda each: each.params["training.learning_rate"])
+    assert slow.state == wild.state == TrialState.PRUNED
+    assert "unigram entropy" in slow.user_attrs["result"]["reason"]
+    assert "diverged" in wild.user_attrs["result"]["reason"]
+    assert 20 <= slow.user_attrs["result"]["steps"] < 30
+
+
+def test_a_run_that_stalls_ends_and_keeps_its_best(base, tmp_path):
+    search, worker = begun(base, tmp_path, "hidden_size 4,5", stall=0, stall_whole=12, keep_checkpoints=True)
+    worker.work()
+    for each in search.trials():
+        assert each.state == TrialState.COMPLETE
+        assert "whole-number part" in each.user_attrs["result"]["reason"]
+        assert each.user_attrs["result"]["steps"] < 60
+        folder = RunDirectory(search.run_directory(each.number))
+        assert folder.load_best().progress["best_loss"] == each.value
+
+
+def test_the_rules_of_the_reports():
+    falling = Stall(5, 0, 1)
+    assert falling.reason([3.0 - 0.01 * step for step in range(50)]) == ""
+    assert "has not improved for 5 steps" in falling.reason([9.0] * 5)
+    whole = Stall(0, 4, 10)
+    assert whole.reason([2.59, 2.58]) == ""  # 25.9 of ten tokens
+    assert "whole-number part" in whole.reason([2.57, 2.56, 2.55])
+    assert Stall(0, 0, 1).reason([1.0] * 9999) == ""
+
+
+def test_a_trial_that_was_lost_is_taken_up_where_it_stood(base, tmp_path, monkeypatch):
+    """A worker that vanishes in the middle of a run, as a killed one does, and another that comes."""
+    search, worker = begun(base, tmp_path / "whole", "hidden_size 6", keep_checkpoints=True)
+    worker.work()
+    monkeypatch.setattr(trial.WatchedRun, "save_is_due", lambda _: True)
+    parts, lost = begun(base, tmp_path / "parts", "hidden_size 6", keep_checkpoints=True)
+    look = trial.Watch.look
+
+    def vanish(watch, run_, steps, stop):
+        look(watch, run_, steps, stop)
+        if run_.progress.step >= 30:
+            raise SystemExit
+
+    monkeypatch.setattr(trial.Watch, "look", vanish)
+    with pytest.raises(SystemExit):
+        lost.work()
+    assert states(parts) == ["RUNNING"]
+    stood = RunDirectory(parts.run_directory(0)).load_last().progress["step"]
+    assert stood > 0
+    monkeypatch.setattr(trial.Watch, "look", look)
+    SweepWorker(str(tmp_path / "parts/journal.log"), "it", tmp_path / "parts").work()
+    (one,), (other,) = search.trials(), parts.trials()
+    assert one.value == other.value
+    assert one.intermediate_values == other.intermediate_values
+
+
+def test_a_trial_that_somebody_works_on_is_left_alone(base, tmp_path):
+    search, _ = begun(base, tmp_path, "hidden_size 4,6")
+    held = search.take()
+    other = Search(search.storage, "it")
+    second = other.take()
+    assert (held.trial.number, second.trial.number) == (0, 1)
+    assert other.take() is None
+    held.lock.release()
+    assert Search(search.storage, "it").take().trial.number == 0
+    assert states(search) == ["RUNNING", "RUNNING"]
+
+
+def test_where_no_lock_is_shared_the_beat_tells(base, tmp_path, monkeypatch):
+    search, _ = begun(base, tmp_path, "hidden_size 4")
+    held = search.take()
+    held.lock.release()
+    search.storage.set_trial_user_attr(held.trial._trial_id, "worker", {"host": "elsewhere", "process": 1})
+    assert search.take() is None
+    monkeypatch.setattr(searches, "LOST_AFTER", 0.05)
+    time.sleep(0.1)
+    search.storage.set_trial_user_attr(held.trial._trial_id, "beat", 1)  # it lives
+    assert search.take() is None
+    time.sleep(0.1)
+    assert search.take() is not None
+
+
+def test_a_trial_that_kills_its_workers_is_given_up(base, tmp_path):
+    search, worker = begun(base, tmp_path, "hidden_size 4")
+    for _ in range(searches.ATTEMPTS):
+        search.take().lock.release()
+        search.died(os.getpid())
+    assert worker.work() is None
+    assert states(search) == ["FAIL"]
+    assert "its worker died 5 times" in sweep_report.summary(search)["rows"][0]["reason"]
+
+
+def test_who_is_second_to_finish_is_not_counted(base, tmp_path):
+    search, _ = begun(base, tmp_path, "hidden_size 4")
+    search.take()
+    search.tell(0, TrialState.COMPLETE, 1.5, {"reason": "first"})
+    search.tell(0, TrialState.COMPLETE, 1.0, {"reason": "second"})
+    assert search.trials()[0].value == 1.5
+    assert search.trials()[0].user_attrs["result"] == {"reason": "first"}
+
+
+def test_options_that_fit_no_text_fail_alone(base, tmp_path):
+    search, worker = begun(base, tmp_path, "batch_size 4,4000")
+    worker.work()
+    assert sorted(states(search)) == ["COMPLETE", "FAIL"]
+    assert [row["reason"] for row in sweep_report.summary(search)["rows"] if row["state"] == "failed"] != [""]
+
+
+def test_another_implementation_gets_a_process_of_its_own(base, tmp_path, monkeypatch):
+    search, worker = begun(base, tmp_path, "implementation numpy,torch", "hidden_size 4")
+    monkeypatch.setattr("runner.sweep_worker.run_trial", lambda *_: trial.Outcome(TrialState.COMPLETE, 1.0, {}))
+    left = worker.work()
+    assert sorted(states(search)) == ["COMPLETE", "RUNNING"]
+    assert SweepWorker(str(tmp_path / "journal.log"), "it", tmp_path).work(left) is None
+    assert states(search) == ["COMPLETE"] * 2
+
+
+def test_tpe_learns_repeats_nothing_and_depends_on_the_seed_alone(base, tmp_path, monkeypatch):
+    def loss(search, held):
+        point = search.point(held.trial)
+        value = (point["model.hidden_size"] - 30) ** 2 / 100 + abs(math.log10(point["training.learning_rate"]) + 2)
+        return trial.Outcome(TrialState.COMPLETE, value, {})
+
+    monkeypatch.setattr("runner.sweep_worker.run_trial", loss)
+    given = ["hidden_size range 1 64", "learning_rate 1e-1,1e-2,1e-3,1e-4", "cell lstm,gru"]
+    found = []
+    for name in ("one", "two"):
+        search, worker = begun(base, tmp_path / name, *given, method="tpe", trials=40)
+        worker.work()
+        found.append([each.params for each in search.trials()])
+    assert found[0] == found[1]
+    assert len({space.key(point) for point in found[0]}) == 40
+    late, early = (
+        sum(abs(point["model.hidden_size"] - 30) for point in part) for part in (found[0][25:], found[0][:16])
+    )
+    assert late / 15 < early / 16
+
+
+def test_a_beginning_that_was_killed_is_finished(base, tmp_path):
+    found = space.space_of([["hidden_size", "4,5,6,7"]], None)
+    plan = Plan(base, found, "grid", "none", 0, folder=str(tmp_path))
+    storage = open_storage(str(tmp_path / "journal.log"))
+    study = optuna.create_study(storage=storage, study_name="it")
+    study.set_user_attr("plan", plan.to_json())
+    study.enqueue_trial({"model.hidden_size": make_points(plan)[0]["model.hidden_size"]})
+    with pytest.raises(ConfigError, match="has not begun"):
+        Search(storage, "it")
+    search = make(plan, storage, "it")
+    queued = [each.system_attrs["fixed_params"]["model.hidden_size"] for each in search.trials()]
+    assert sorted(queued) == [4, 5, 6, 7]
+
+
+def make_points(plan):
+    return searches.queue(plan)
+
+
+def test_a_torn_line_is_mended_by_the_next_writer(base, tmp_path):
+    _, worker = begun(base, tmp_path, "hidden_size 4,5")
+    journal = tmp_path / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "worker')
+    worker.work()
+    assert all(json.loads(line) for line in journal.read_bytes().splitlines())
+    assert states(Search(open_storage(str(journal)), "it")) == ["COMPLETE"] * 2
+    journal.write_bytes(b"x" * 9999)
+    mend(journal)
+    assert journal.read_bytes() == b""
+
+
+def test_one_worker_may_keep_results_in_sqlite(base, tmp_path):
+    address = f"sqlite:///{tmp_path / 'results.db'}"
+    plan = Plan(base, space.space_of([["hidden_size", "4,5"]], None), "grid", "none", 0, folder=str(tmp_path))
+    search = make(plan, open_storage(address), "it")
+    SweepWorker(address, "it", tmp_path).work()
+    assert states(search) == ["COMPLETE"] * 2
+    search.storage.engine.dispose()
+
+
+def test_a_password_is_not_written(tmp_path):
+    assert searches.hidden("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    with pytest.raises(UserError, match=r"cannot be opened|needs"):
+        open_storage("postgresql://me:secret@127.0.0.1:1/db")
