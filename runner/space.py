@@ -2,6 +2,7 @@
 since the command line is parsed with it. A point is one value for each of them, under its full name."""
 
 import itertools
+import json
 import math
 import random
 import tomllib
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from runner.cli import Sweep, Train
-from shared.config import Implementation, from_json, restore, to_json
+from shared.config import Implementation, RuntimeConfig, from_json, restore, to_json
 from shared.errors import ConfigError
 
 PARTS = ("model", "training", "optimizer", "schedule", "corpus", "runtime")
 IMPLEMENTATION = "implementation"
 ONCE = ("runtime.threads", "runtime.tuning", "corpus.data_dir")
 """What is decided for a whole process, or the whole sweep."""
+SETTINGS = "sweep.json"
+"""In the folder of a search."""
 SHIPPED = Path(__file__).parent / "spaces"
 RULES = ("method", "pruner", "trials", "seconds", "tokens", "stall", "stall_whole")
 """Options of `sweep` that a file may set, in its table [sweep]."""
@@ -274,8 +277,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def default_of(arguments: Sequence[str]) -> Sweep | None:
-    """What the file of --space says beside its space: the options that flags then change. None without --space."""
-    name = value_of(arguments, "--space") if arguments[:1] == ["sweep"] else None
+    """What the file of --space says beside its space: the options that flags then change; with --resume and --join,
+    where the runs of that search take place. Otherwise None."""
+    if arguments[:1] != ["sweep"]:
+        return None
+    if folder := value_of(arguments, "--resume") or value_of(arguments, "--join"):
+        return Sweep(runtime=stored_runtime(Path(folder) / SETTINGS))
+    name = value_of(arguments, "--space")
     if name is None:
         return None
     content = read(find(name))
@@ -285,6 +293,14 @@ def default_of(arguments: Sequence[str]) -> Sweep | None:
         raise ConfigError(f"--space {name}: [sweep] takes {', '.join(RULES)}, and nothing else.")
     values = {option: restore(option, value, getattr(Sweep(), option)) for option, value in rules.items()}
     return Sweep(impl=base.impl, **{part: getattr(base, part) for part in PARTS}, **values)
+
+
+def stored_runtime(settings: Path) -> RuntimeConfig:
+    """Threads and device of a search in a folder, set before anything is opened; the usual if there is none."""
+    try:
+        return from_json(RuntimeConfig, json.loads(settings.read_text("utf-8"))["plan"]["base"]["runtime"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return RuntimeConfig()
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

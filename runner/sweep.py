@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,19 +33,20 @@ from runner.search import (
     queue,
     refuse_shared_sqlite,
 )
+from runner.space import SETTINGS
 from runner.sweep_progress import display, spent_tokens
 from runner.sweep_report import finish
 from runner.sweep_worker import SweepWorker
 from runner.workers import Worker, WorkerError
 from shared.corpora import load_corpus
 from shared.errors import ConfigError, UserError
-from shared.files import WriteError, strict_json, write_atomically
+from shared.files import strict_json, write_atomically
 
 GLANCE = 0.5
 """Seconds between two looks at the search."""
 NOTE, POLITE = 5.0, 30.0
 """Seconds after which the time spent is noted, and that workers get to save their runs when the search is closed."""
-JOURNAL, SETTINGS = "journal.log", "sweep.json"
+JOURNAL = "journal.log"
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,18 @@ def folder_of(options: Sweep) -> Path:
     return new_folder(options.run_dir, f"sweep-{Path(options.corpus.corpus).stem}-{options.model.cell}")
 
 
+def only(options: Sweep, flag: str, allowed: tuple[str, ...]) -> None:
+    """ConfigError where an option is given that a search which exists has decided already."""
+    usual = Sweep(runtime=options.runtime)
+    names = [each.name for each in fields(Sweep) if getattr(options, each.name) != getattr(usual, each.name)]
+    if refused := [name for name in names if name not in (*allowed, flag)]:
+        listed = ", ".join("--" + name.replace("_", "-") for name in refused)
+        raise ConfigError(f"With --{flag}, the search decides: leave out what belongs to {listed}.")
+
+
 def reopened(options: Sweep) -> tuple[Place, Plan, Sweep]:
     """A search that was stopped or killed, with the limits it had unless others are given."""
+    only(options, "resume", ("workers", "executor", "job_options", "seconds", "tokens", "json", "storage"))
     settings = settings_of(Path(options.resume))
     place = placed(options.resume, options)
     limits = {name: getattr(options, name) or value for name, value in settings["limits"].items()}
@@ -135,6 +146,7 @@ def placed(target: str, options: Sweep) -> Place:
 
 def join(options: Sweep) -> int:
     """Work for a search that another process watches, until it ends."""
+    only(options, "join", ("workers", "storage", "name", "run_dir"))
     place = placed(options.join, options)
     refuse_shared_sqlite(place.address, 2)
     search = Search(open_storage(place.address), place.name, place.folder)
@@ -231,37 +243,43 @@ class Processes:
 
     def __init__(self, place: Place, count: int, search: Search, stack: ExitStack) -> None:
         self.place, self.search, self.stack, self.deaths = place, search, stack, Deaths(search)
-        self.workers: dict[Worker, int] = {}
+        self.opening: dict[Worker, int | None] = {}  # and the trial that each is to do first
+        self.busy: dict[Worker, int] = {}  # and its process
         for number in range(count):
-            self.begin(f"worker {number + 1}", None)
+            self.open(f"worker {number + 1}", None)
 
-    def begin(self, name: str, first: int | None) -> None:
+    def open(self, name: str, first: int | None) -> None:
         """A new process, which does trial `first` before others."""
-        worker = self.stack.enter_context(
-            Worker(name, SweepWorker, self.place.address, self.place.name, self.place.folder)
-        )
-        self.workers[worker] = worker.process_id
-        worker.start("work", first)
+        factory = SweepWorker, self.place.address, self.place.name, self.place.folder
+        self.opening[self.stack.enter_context(Worker(name, *factory))] = first
 
     def working(self) -> bool:
-        return bool(self.workers)
+        return bool(self.opening or self.busy)
 
     def tend(self, seconds: float) -> None:
-        answering: list[Any] = wait(list[Any](self.workers), seconds)
+        answering: list[Any] = wait(list[Any]([*self.opening, *self.busy]), seconds)
         for worker in answering:
-            process = self.workers.pop(worker)
+            process = self.busy.get(worker, 0)
             try:
-                first = worker.result()
-            except WriteError:
-                raise
+                self.answered(worker)
             except WorkerError as error:
+                worker.close()
                 self.search.died(process)
                 self.deaths.another(str(error))
-                self.begin(worker.name, None)
-            else:
-                worker.close()
-                if first is not None:
-                    self.begin(worker.name, first)
+                self.open(worker.name, None)
+
+    def answered(self, worker: Worker) -> None:
+        """One is ready to begin, has come to the end, or leaves a trial to another process."""
+        if worker in self.opening:
+            first = self.opening.pop(worker)
+            worker.start("work", first)
+            self.busy[worker] = worker.process_id
+            return
+        del self.busy[worker]
+        left = worker.result()
+        worker.close()
+        if left is not None:
+            self.open(worker.name, left)
 
 
 class Jobs:

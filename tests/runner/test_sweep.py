@@ -173,6 +173,7 @@ VARY = ["--vary", "hidden_size", "4,6"]
         ([*VARY, "--storage", "sqlite:///x.db", "--workers", "2"], "SQLite locks its whole file"),
         ([*VARY, "--corpus", "nothing"], "nothing"),
         (["--resume", "."], "holds no search"),
+        (["--resume", ".", *VARY, "--hidden-size", "3"], "leave out what belongs to --vary, --model"),
         (["--join", "nowhere"], "no such folder, journal or database"),
         ([*VARY, "--executor", "slurm"], "--executor slurm: "),
         ([*VARY, "--executor", "jobs", "--job-options", "x"], "--job-options takes NAME=VALUE"),
