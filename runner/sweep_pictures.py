@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -14,7 +15,8 @@ from matplotlib.figure import Figure
 
 from runner.pictures import GREY, WIDTH, shorten
 
-COLOURS = "viridis"  # dark is low, which is good
+COLOURS = colormaps["viridis"].resampled(32)
+"""Dark is low, which is good. More than 50 would be drawn as an image, and pages load none."""
 
 
 class Scale(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from made_up import NASTY, read_page, read_svg
 from test_cli import run
 
 import runner.search as searches
@@ -122,10 +123,30 @@ def test_the_best_options_are_a_recipe(searched, tmp_path):
 
 
 def test_the_page_is_one_file_without_scripts(searched):
-    page = (searched[0] / "search/sweep.html").read_text("utf-8")
-    assert page.count("<svg") == 2
-    assert "<script" not in page
-    assert "default-src 'none'" in page
+    folder = searched[0] / "search"
+    page = read_page(folder / "sweep.html")
+    assert page.tags.count("svg") == 2
+    assert "the best of 20 trials" in page.text
+    assert "learning rate" in read_svg((folder / "parallel.svg").read_text("utf-8"))
+    assert "hidden size" in read_svg((folder / "contour.svg").read_text("utf-8"))
+
+
+def test_names_cannot_act(base, tmp_path, monkeypatch):
+    search, worker = begun(base, tmp_path, "hidden_size 4,5", "embedding_size 3,4")
+    monkeypatch.setattr(
+        "runner.sweep_worker.run_trial", lambda *_: trial.Outcome(TrialState.FAIL, None, {"reason": NASTY})
+    )
+    worker.work()
+    result = sweep_report.summary(search)
+    result |= {"best": result["rows"][0] | {"loss": 1.0}, "name": NASTY}
+    page = read_page(sweep_report.write_page(result, tmp_path))
+    assert "alert(1)" in page.text
+    assert "\x1b" not in page.text
+
+
+@pytest.mark.parametrize("value", ['日"\\\n\x7f\x00🐱', 1e-5, 3, True, [0.5, 0.99], ["l0=1"]])
+def test_toml_reads_back(value):
+    assert tomllib.loads(f"x = {sweep_report.toml(value)}") == {"x": value}
 
 
 def test_a_finished_search_is_shown_again_and_nothing_runs(searched):
