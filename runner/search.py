@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from runner import space as spaces
 from runner.cli import Sweep, Train
 from runner.rundir import NO_LOCKS
-from runner.space import PARTS, Dimension, Point, Space
+from runner.space import IMPLEMENTATION, PARTS, Dimension, Point, Space
 from shared.config import from_json, to_json
 from shared.errors import ConfigError, ImplementationError, UserError
 from shared.files import discard
@@ -339,9 +339,10 @@ class Search:
     def run_directory(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:05d}"
 
-    def take(self, only: int | None = None) -> Held | None:
-        """The first trial that waits or was lost, or `only` that one; None where others hold all that is left."""
-        for trial in self.trials():
+    def take(self, only: int | None = None, impl: str = "") -> Held | None:
+        """The first trial that waits or was lost, those of an implementation first, or `only` that one; None where
+        others hold all that is left."""
+        for trial in sorted(self.trials(), key=lambda trial: implementation_of(trial) not in (impl, "")):
             if trial.state in DONE or (only is not None and trial.number != only):
                 continue
             if (held := self.attempt(trial)) is not None:
@@ -441,6 +442,11 @@ class Search:
             yield held
         finally:
             held.lock.release()
+
+
+def implementation_of(trial: FrozenTrial) -> str:
+    """As far as it is known before the trial is taken."""
+    return str((trial.system_attrs.get("fixed_params", {}) | trial.params).get(IMPLEMENTATION, ""))
 
 
 def suggest(trial: Trial, name: str, each: BaseDistribution) -> Any:

@@ -31,8 +31,8 @@ STATES = {
 }
 SHOWN = 10
 """Trials in the table that is printed."""
-ENOUGH = 8
-"""Trials that came to their end, from which on importances mean something."""
+ENOUGH, GOOD = 12, 4
+"""Trials that came to their end, from which on importances mean something; so many, or a tenth, count as good."""
 PLACE = ("device", "threads", "tuning")
 """Where a run took place is no part of what it was."""
 
@@ -100,7 +100,8 @@ def importance(search: Search, done: int) -> dict[str, float]:
     """How much of the difference between good trials and all each option explains (PED-ANOVA), largest first."""
     if done < ENOUGH or len(search.plan.space) < 2:
         return {}
-    return dict(optuna.importance.get_param_importances(search.study))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, GOOD / done))
+    return dict(optuna.importance.get_param_importances(search.study, evaluator=evaluator))
 
 
 def show(result: Mapping[str, Any]) -> None:

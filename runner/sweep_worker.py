@@ -23,7 +23,7 @@ class SweepWorker:
         """Trials, `first` before all others; None at the end, or the number of one that another framework has to run,
         which needs a process of its own."""
         while not self.search.closed():
-            held = self.search.take(first)
+            held = self.search.take(first, self.impl)
             if held is None and first is None and not self.search.unfinished():
                 return None
             first = None

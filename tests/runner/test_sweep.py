@@ -344,12 +344,14 @@ def test_options_that_fit_no_text_fail_alone(base, tmp_path):
 
 
 def test_another_implementation_gets_a_process_of_its_own(base, tmp_path, monkeypatch):
-    search, worker = begun(base, tmp_path, "implementation numpy,torch", "hidden_size 4")
+    search, worker = begun(base, tmp_path, "implementation numpy,torch", "hidden_size 4,5")
     monkeypatch.setattr("runner.sweep_worker.run_trial", lambda *_: trial.Outcome(TrialState.COMPLETE, 1.0, {}))
     left = worker.work()
-    assert sorted(states(search)) == ["COMPLETE", "RUNNING"]
+    assert sorted(states(search)) == ["COMPLETE", "COMPLETE", "RUNNING", "WAITING"]
+    (impl,) = {each.params["implementation"] for each in search.trials() if each.state == TrialState.COMPLETE}
+    assert search.trials()[left].params["implementation"] != impl
     assert SweepWorker(str(tmp_path / "journal.log"), "it", tmp_path).work(left) is None
-    assert states(search) == ["COMPLETE"] * 2
+    assert states(search) == ["COMPLETE"] * 4
 
 
 def test_tpe_learns_repeats_nothing_and_depends_on_the_seed_alone(base, tmp_path, monkeypatch):
