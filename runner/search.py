@@ -459,9 +459,15 @@ def suggest(trial: Trial, name: str, each: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, each.choices)
 
 
+def names_in(storage: BaseStorage) -> Sequence[str]:
+    """The searches that a storage holds."""
+    names: Sequence[str] = optuna.get_all_study_names(storage)
+    return names
+
+
 def only_study(storage: BaseStorage, address: str, name: str) -> str:
     """The search of that name, or the only one; ConfigError lists them."""
-    names: Sequence[str] = optuna.get_all_study_names(storage)
+    names = names_in(storage)
     if name in names:
         return name
     if name or len(names) != 1:

@@ -27,6 +27,7 @@ from runner.search import (
     hidden,
     is_database,
     make,
+    names_in,
     only_study,
     open_storage,
     plan_of,
@@ -87,12 +88,29 @@ def begun(options: Sweep) -> tuple[Place, Plan, Sweep]:
     if is_database(options.storage):
         refuse_shared_sqlite(options.storage, options.workers or available_cores())
     folder = folder_of(options).absolute()
-    place = Place(options.storage or str(folder / JOURNAL), options.name or folder.name, folder)
+    place = Place(storage_of(options, folder), options.name or folder.name, folder)
+    if options.storage:
+        refuse_taken(place)
     plan = replace(plan, folder=str(folder))
     limits = {"seconds": options.seconds, "tokens": options.tokens}
     settings = {"storage": hidden(place.address), "name": place.name, "limits": limits, "plan": plan.to_json()}
     write_atomically(folder / SETTINGS, strict_json(settings))
     return place, plan, options
+
+
+def storage_of(options: Sweep, folder: Path) -> str:
+    """An address that means the same wherever a worker starts."""
+    given = options.storage or str(folder / JOURNAL)
+    return given if is_database(given) else str(Path(given).absolute())
+
+
+def refuse_taken(place: Place) -> None:
+    """ConfigError where the storage holds a search of that name: the new one would take its trials for its own."""
+    if place.name in names_in(open_storage(place.address)):
+        raise ConfigError(
+            f"{hidden(place.address)} holds a search called {place.name}: choose another with --name, or help that one "
+            "with --join."
+        )
 
 
 def folder_of(options: Sweep) -> Path:
@@ -164,6 +182,8 @@ def join(options: Sweep) -> int:
 
 def watched(place: Place, search: Search, options: Sweep, count: int) -> int:
     """Show how it goes until the trials are done, a limit is reached, or a signal comes; its exit status, or 0."""
+    if not search.unfinished():
+        return 0
     before, started = float(search.study.user_attrs.get("seconds", 0.0)), time.monotonic()
     with interruption() as stop, ExitStack() as stack, display(search, count, options.seconds) as show:
         local = options.executor == "processes"

@@ -5,6 +5,9 @@ import math
 import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import time
 import tomllib
 from dataclasses import replace
@@ -13,7 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 from made_up import NASTY, read_page, read_svg
-from test_cli import run
+from test_cli import ROOT, run
 
 import runner.search as searches
 from runner import cli, space, sweep, sweep_report, trial
@@ -22,12 +25,14 @@ from runner.console import console
 from runner.rundir import RunDirectory
 from runner.search import Plan, Search, TrialState, make, mend, open_storage
 from runner.stopping import Stall
+from runner.sweep_progress import Board
 from runner.sweep_worker import SweepWorker
 from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, TrainingConfig
 from shared.errors import ConfigError, UserError
 
 SMALL = ["--embedding-size", 5, "--batch-size", 4, "--seq-length", 7, "--epochs", 99, "--max-steps", 150]
 SMALL += ["--threads", 1]
+VARY = ["--vary", "hidden_size", "4,6"]
 TEXT = ["--corpus", "words.txt", "--reader", "text", "--device", "cpu"]
 
 
@@ -174,6 +179,61 @@ def test_limits_leave_trials_open_and_others_can_join(tmp_path):
     assert states(search) == ["COMPLETE"] * 4
 
 
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    words(tmp_path / "words.txt")
+    more = ["--method", "grid", "--workers", 1, "--run-dir", "search", *SMALL, *TEXT, "--max-steps", 20000]
+    more += ["--epochs", 9999, "--patience", 0]
+    command = [sys.executable, "-m", "runner", "sweep", *VARY, *map(str, more)]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 100
+        while not list(tmp_path.glob("search/trials/*/metrics.jsonl")) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        shown = process.communicate(timeout=100)[0]
+    assert process.returncode == 130
+    assert "Stopped, saved. Go on with: python -m runner sweep --resume" in shown
+    search = Search(open_storage(str(tmp_path / "search/journal.log")), "search")
+    assert states(search) == ["RUNNING", "WAITING"]
+    progress = RunDirectory(search.run_directory(0)).load_last().progress
+    assert progress["step"] > 0
+    assert progress["lines"] == len((search.run_directory(0) / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert search.take().trial.number == 0
+
+
+def test_the_live_table(base, tmp_path, capsys):
+    search, worker = begun(base, tmp_path, "hidden_size 4,5,6", pruner="asha")
+    held = search.take()
+    search.point(held.trial)
+    held.trial.report(2.5, 27)
+    board = Board(search, 2, 60.0)
+    console.quiet = False
+    with console.capture() as captured:
+        console.print(board.drawn(3.0))
+    text = captured.get()
+    for part in ("0 done, 0 pruned, 1 running, 2 waiting", "about 57 s left", "33%", "2.5000", "best 2.5000 nats"):
+        assert part in text, text
+    board.line(3.0)
+    assert capsys.readouterr().out == ""  # no tenth is done
+    held.lock.release()
+    worker.work()
+    console.quiet = False
+    Board(search, 2, 0.0).line(3.0)
+    assert "0 running, 0 waiting; best" in capsys.readouterr().out
+
+
+def test_a_storage_may_hold_several_searches(base, tmp_path, monkeypatch):
+    search, _ = begun(base, tmp_path, "hidden_size 4")
+    monkeypatch.chdir(tmp_path)
+    options = cli.parse(["sweep", *VARY, "--storage", "journal.log", "--name", "it", "--run-dir", "new"])
+    with pytest.raises(ConfigError, match="holds a search called it: choose another with --name"):
+        sweep.run(options)
+    other = make(search.plan, search.storage, "other")
+    assert len(other.trials()) == 1
+    with pytest.raises(ConfigError, match="holds it, other: choose a search with --name"):
+        sweep.run(cli.parse(["sweep", "--join", "journal.log"]))
+
+
 def test_workers_as_jobs(tmp_path):
     words(tmp_path / "words.txt")
     vary = ["--vary", "hidden_size", "4,6", "--method", "grid", "--executor", "jobs", "--learning-rate", 0.05]
@@ -181,9 +241,6 @@ def test_workers_as_jobs(tmp_path):
     rows = json.loads((tmp_path / "search/results.json").read_text("utf-8"))["rows"]
     assert sorted(row["state"] for row in rows) in (["done", "done"], ["done", "pruned"])
     assert list((tmp_path / "search/jobs").glob("*_log.out"))
-
-
-VARY = ["--vary", "hidden_size", "4,6"]
 
 
 @pytest.mark.parametrize(
