@@ -135,12 +135,11 @@ def attempt(search: Search, held: Held, options: Train) -> Outcome:
 
 
 def begin(run: WatchedRun) -> None:
-    """From the checkpoint, or from the start."""
+    """From the checkpoint, or from the start, which needs none: hundreds of trials end before their first."""
     folder = run.folder
     folder.write_config(describe_run(run.options, run.model, run.experiment.facts()))
     if not folder.last.exists():
         folder.cut_metrics(0)
-        run.save()
         return
     run.restore(folder.load_last())
     losses = [line["loss"] for line in read_metrics(folder.path) if line["split"] == "train"]
