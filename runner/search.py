@@ -33,10 +33,10 @@ from shared.config import from_json, to_json
 from shared.errors import ConfigError, ImplementationError, UserError
 from shared.files import discard
 
-if find_spec("optuna") is None:
+if missing := [name for name in ("optuna", "submitit") if find_spec(name) is None]:
     raise ImplementationError(
-        "sweep needs optuna, not installed here. Install with: pip install 'rosetta-rnn[sweep]' (in a checkout: pip "
-        "install -c constraints.txt -e '.[sweep]')."
+        f"sweep needs {' and '.join(missing)}, not installed here. Install with: pip install 'rosetta-rnn[sweep]' (in a "
+        "checkout: pip install -c constraints.txt -e '.[sweep]')."
     )
 
 import optuna

@@ -76,11 +76,12 @@ def run(options: Sweep) -> int:
 
 
 def begun(options: Sweep) -> tuple[Place, Plan, Sweep]:
-    """A new search: everything is checked before its folder is made."""
+    """A new search. What is wrong is said before its folder is made, but for what only a scheduler knows."""
     if (file := Path(options.corpus.corpus)).is_file():  # workers may start elsewhere
         options = replace(options, corpus=replace(options.corpus, corpus=str(file.absolute())))
     plan = plan_of(options, Path())
     queue(plan)
+    job_options(options)
     for impl in next((each.choices for each in plan.space if each.name == "implementation"), (options.impl,)):
         require(impl)
     if not any(each.name.startswith("corpus.") for each in plan.space):

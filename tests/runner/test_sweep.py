@@ -126,6 +126,7 @@ def test_a_storage_may_hold_several_searches(base, tmp_path, monkeypatch):
 )
 def test_mistakes_of_the_command_line(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")  # where there is a Slurm, nothing is submitted
     options = cli.parse(["sweep", *given])
     with pytest.raises(UserError, match=re.escape(message)):
         sweep.run(options)

@@ -151,5 +151,13 @@ def test_workers_as_jobs(tmp_path):
     assert list((tmp_path / "search/jobs").glob("*_log.out"))
 
 
+def test_what_is_not_installed_is_named():
+    code = "import sys; sys.modules['optuna'] = None; from runner.__main__ import main; sys.exit(main(['sweep']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "sweep needs optuna, not installed here. Install with: pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_mistake_shows_no_traceback(tmp_path):
     assert "did you mean model.hidden_size" in run("sweep", "--vary", "hidden_sise", 4, folder=tmp_path, status=2)
