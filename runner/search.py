@@ -35,8 +35,8 @@ from shared.files import discard
 
 if missing := [name for name in ("optuna", "submitit") if find_spec(name) is None]:
     raise ImplementationError(
-        f"sweep needs {' and '.join(missing)}, not installed here. Install with: pip install 'rosetta-rnn[sweep]' (in a "
-        "checkout: pip install -c constraints.txt -e '.[sweep]')."
+        f"sweep needs {' and '.join(missing)}, not installed here. Install with: pip install 'rosetta-rnn[sweep]' (in "
+        "a checkout: pip install -c constraints.txt -e '.[sweep]')."
     )
 
 import optuna
