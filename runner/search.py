@@ -56,6 +56,8 @@ ATTEMPTS = 5
 """Workers that may die of one trial before it counts as failed."""
 PLACES = (1, 2, 3, 5, 9, 16, 27, 47, 81)
 """Where a run's held-out loss is compared with others': in 81sts of its steps, each about 1.7 times the one before."""
+RUNGS = (1, 3, 9, 27)
+"""Those of successive halving."""
 STARTUP = 16
 """Points at random before TPE has enough results to learn from."""
 DEFAULT_TRIALS = 64
@@ -425,6 +427,18 @@ class Search:
             self.study.tell(number, value, state, skip_if_finished=True)
         except optuna.exceptions.UpdateFinishedTrialError:
             return
+
+    def overtaken(self, number: int, value: float, place: int) -> bool:
+        """Whether a trial that came first to places of successive halving, and so passed, would not pass by now: its
+        lowest loss at a later place is not among the best third that trials had at one of those."""
+        if self.plan.pruner != "asha":
+            return False
+        others = [trial.intermediate_values for trial in self.trials() if trial.number != number]
+        for rung in (each for each in RUNGS if each < place):
+            there = [values[min(reached)] for values in others if (reached := [at for at in values if at >= rung])]
+            if sum(each < value for each in there) >= max(1, (len(there) + 1) // 3):
+                return True
+        return False
 
     def best(self) -> FrozenTrial | None:
         """The trial with the lowest held-out loss of those that came to their end."""

@@ -99,7 +99,7 @@ class Watch:
         if (place >= HOPELESS and now >= unigram) or not np.isfinite(now):
             state = TrialState.COMPLETE if best < unigram else TrialState.PRUNED
             raise EndedError(state, f"diverged: held-out loss {now:.3g}, unigram entropy {unigram:.3g}")
-        if self.held.trial.should_prune():
+        if self.held.trial.should_prune() or self.search.overtaken(self.held.trial.number, value, place):
             raise EndedError(TrialState.PRUNED, f"pruned: {value:.4g} nats were not among the best at that step")
 
 

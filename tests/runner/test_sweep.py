@@ -153,6 +153,24 @@ def test_pruners_end_what_is_hopeless(base, tmp_path, pruner):
     assert all(reason.startswith(("pruned", "diverged")) for reason in reasons)
 
 
+def test_who_came_first_is_judged_again(base, tmp_path):
+    search, _ = begun(base, tmp_path, "hidden_size 4,5,6,7,8,9", pruner="asha")
+    held = [search.take() for _ in range(6)]
+    held[0].trial.report(7.8, 1)
+    assert not search.overtaken(0, 7.8, 2)  # nobody else has been there
+    held[1].trial.report(5.0, 1)
+    assert search.overtaken(0, 7.8, 2)
+    assert not search.overtaken(0, 7.8, 1)  # optuna judges those who are there
+    assert not search.overtaken(0, 4.9, 2)
+    for each in held[2:]:
+        each.trial.report(6.0, 2)
+    assert not search.overtaken(0, 5.5, 3)  # the second of six
+    assert search.overtaken(0, 6.5, 3)
+    other, _ = begun(base, tmp_path / "other", "hidden_size 4,5", pruner="median")
+    other.take().trial.report(5.0, 1)
+    assert not other.overtaken(1, 7.8, 3)
+
+
 def test_what_diverges_ends(base, tmp_path):
     base = replace(base, optimizer=replace(base.optimizer, optimizer="sgd", clip_norm=0.0))
     search, worker = begun(base, tmp_path, "learning_rate 1e-6,1e30")
