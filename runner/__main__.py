@@ -32,19 +32,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Parse and dispatch: the module of a command has the command's name."""
-    from runner import cli, environment, recipe, resume
+    from runner import cli, environment, recipe, resume, space
 
     if arguments[:1] == ["--version"]:
         print(f"rosetta-rnn {VERSION}")
         return 0
-    options = resume.resumed(arguments) or recipe.started(arguments) or cli.parse(arguments)
+    options = (
+        resume.resumed(arguments) or recipe.started(arguments) or cli.parse(arguments, space.default_of(arguments))
+    )
     if path := getattr(options, "json", None):
         from shared.files import require_writable
 
         require_writable(path)
     name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
     runtime = getattr(options, "runtime", cli.RuntimeConfig(device=getattr(options, "device", "auto")))
-    environment.prepare(runtime, workers=getattr(options, "workers", 2 if name == "check" else 1))
+    environment.prepare(
+        runtime, workers=getattr(options, "workers", 2 if name == "check" else 1) or environment.available_cores()
+    )
     command = importlib.import_module(f"runner.{name}")
     from runner.memory import OTHERWISE, shortage_explained
 

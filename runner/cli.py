@@ -272,6 +272,68 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Search the options of `train` for the lowest held-out loss: a grid, at random or by a model of what was found
+    (TPE), where hopeless runs are ended early. Goes on where it was stopped or killed; docs/sweep.md explains."""
+
+    vary: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="OPTION VALUES")] = ()
+    """An option and its values, once for each option: model.hidden_size 64,128,256; training.seq_length range 25 95 10;
+    training.learning_rate log 1e-4 1e-1; implementation numpy,torch. It wins over --space."""
+    space: str = ""
+    """A TOML file of values and options, or novel-search, which comes with the program."""
+    method: Literal["grid", "random", "tpe"] = "tpe"
+    """Every point; points at random; or points where a model of the results so far expects most."""
+    pruner: Literal["none", "median", "asha", "hyperband"] = "asha"
+    """What ends a run early: nothing; a loss above the median of the others at that moment; not being in the best third
+    at each of a few moments (successive halving); or that with several first moments."""
+    trials: int = 0
+    """Runs at most; 0: the whole grid, else 64."""
+    seconds: float = 0.0
+    """End the search after so many seconds of work; 0: no limit. What runs then can be gone on with."""
+    tokens: int = 0
+    """End the search once so many tokens were trained on, in all runs together; 0: no limit."""
+    stall: int = 0
+    """End a run whose smoothed training loss has not improved for so many steps; 0: never."""
+    stall_whole: int = 0
+    """End a run where the whole-number part of the smoothed loss of a window (nats per token times --seq-length) has
+    not fallen for so many steps; 0: never."""
+    workers: int = 0
+    """Processes that train side by side and share the cores; 0: one for each core."""
+    executor: Literal["processes", "slurm", "jobs"] = "processes"
+    """Where workers run: here; as jobs of a Slurm cluster; or as jobs here, to try what a cluster would do."""
+    job_options: tuple[str, ...] = ()
+    """For slurm: options of submitit such as timeout_min=240 slurm_partition=gpu mem_gb=8."""
+    storage: str = ""
+    """Where results are kept: a file for optuna's journal, or the address of a database such as postgresql://...;
+    default: journal.log in --run-dir."""
+    name: str = ""
+    """Name of the search in its storage; default: that of --run-dir."""
+    join: str = ""
+    """Be a worker of the search in this folder or storage, until it ends; any machine and scheduler can start these."""
+    resume: str = ""
+    """Go on with the search in this folder; --workers, --executor, --seconds, --tokens and --json may change."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of all runs, and not only those of the best."""
+    impl: Implementation = "numpy"
+    """Implementation, where it does not vary."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    run_dir: Path | None = None
+    """Folder of the search, must not exist yet; default: runs/sweep-<corpus>-<cell>."""
+    json: Path | None = None
+    """Write every run's options and result to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "tokens", "stall", "stall_whole", "workers"):
+            at_least(self, name, 0)
+        zero_or_more(self, "seconds")
+
+
+@dataclass(frozen=True)
 class Corpora:
     """The named corpora: list them, fetch and verify one, show one as the options make it."""
 
@@ -375,6 +437,7 @@ COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "bench": Bench,
     "convert": Convert,
+    "sweep": Sweep,
     "corpora": Corpora,
     "recipes": Recipes,
     "study": Study,
@@ -390,6 +453,7 @@ Options = (
     | Compare
     | Bench
     | Convert
+    | Sweep
     | Corpora
     | Recipes
     | Study
@@ -402,7 +466,7 @@ DESCRIPTION = """The same recurrent language models in NumPy, PyTorch, JAX and T
 by side. Without a command: train. First runs: `python -m runner compare`, `python -m runner --impl jax`."""
 
 
-def parse(arguments: list[str], default: Train | None = None) -> Options:
+def parse(arguments: list[str], default: Train | Sweep | None = None) -> Options:
     """The command and its options; tyro exits with status 2 and says what is wrong where they cannot be."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]

@@ -59,7 +59,9 @@ def flags_of(arguments: list[str]) -> set[str]:
 
 
 def folder_of(arguments: list[str]) -> Path | None:
-    """The value of --resume, before anything is parsed."""
+    """The value of --resume of `train`, before anything is parsed."""
+    if arguments[:1] == ["sweep"]:
+        return None
     for place, word in enumerate(arguments):
         if word == "--resume" and place + 1 < len(arguments):
             return Path(arguments[place + 1])

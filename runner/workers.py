@@ -97,6 +97,11 @@ class Worker:
         self.start(method, *arguments)
         return self.result()
 
+    @property
+    def process_id(self) -> int:
+        """The system's number of the process."""
+        return self._process.pid or 0
+
     def fileno(self) -> int:
         """What `multiprocessing.connection.wait` watches."""
         return self._connection.fileno()
