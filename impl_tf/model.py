@@ -15,6 +15,7 @@ from impl_tf.loss import mean_nats, predictions, score
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
 from impl_tf.optimizer import clip, init_slots, norms, together, update
+from impl_tf.parallel import Team
 from impl_tf.unroll import Engine, cell_of, times, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
@@ -25,10 +26,15 @@ from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    vocabulary_size: int,
+    runtime: RuntimeConfig,
+    seed: int = 0,
+    team: Team | None = None,
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime, seed)
+    return Model(model, optimizer, vocabulary_size, runtime, seed, team or Team())
 
 
 class Model:
@@ -37,9 +43,15 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        vocabulary_size: int,
+        runtime: RuntimeConfig,
+        seed: int,
+        team: Team,
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
+        self._model, self._optimizer, self._cell, self._team = model, optimizer, cell_of(model), team
         self._place = open_device(runtime)
         engine: Engine = unroll
         self.kernel = kernel(self._place)
