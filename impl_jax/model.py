@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_numpy
+from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_dtype, to_numpy
 from impl_jax.dropout import Dropout
 from impl_jax.embedding import embed
 from impl_jax.fused import fold_embedding, fused_kernel, require_fused, unroll_fused

@@ -1,6 +1,7 @@
 """The LanguageModel in TensorFlow; the rules are in shared.contract."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ class Model:
         seed: int,
         team: Team,
     ) -> None:
-        self._model, self._optimizer, self._cell, self._team = model, optimizer, cell_of(model), team
+        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
         engine: Engine = unroll
         self.kernel = kernel(self._place)
@@ -65,7 +66,7 @@ class Model:
         self._dropout_keys = self._array(np.array([dropout_keys(seed, k) for k in range(model.num_layers)], np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
         names = tuple(self._shapes)
-        self._setup = Setup(model, names, optimizer, self._place, engine, xla=engine is not unroll_cudnn)
+        self._setup = Setup(model, names, optimizer, self._place, engine, team, xla=engine is not unroll_cudnn)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -109,7 +110,7 @@ class Model:
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         dropout = None if step is None else self._dropout(np.array(step))
-        loss, (gradients, d_state), state = self._run(_gradients, self._parameters, state, batch, dropout)
+        loss, (gradients, d_state), state = self._run(_shared_gradients, self._parameters, state, batch, dropout)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
@@ -175,6 +176,7 @@ class Setup(NamedTuple):
     optimizer: OptimizerConfig
     place: Device
     engine: Engine
+    team: Team  # that shares each batch
     xla: bool  # whether XLA can compile it
 
 
@@ -216,14 +218,28 @@ def _logits(setup: Setup, parameters: Parameters, tokens: Array, state: State) -
 
 
 def _gradients(
-    setup: Setup, parameters: Parameters, state: State, batch: Batch, dropout: Dropout | None
+    setup: Setup, parameters: Parameters, state: State, batch: Batch, dropout: Dropout | None, count: Array | None
 ) -> tuple[Array, tuple[Parameters, State], State]:
-    """Mean nats of the batch, its gradients, the state after it."""
+    """Mean nats of the batch, or what these rows add to those of `count` predictions; its gradients; the state after."""
     with tf.GradientTape() as tape:
         tape.watch((parameters, state))
         predicted, after, _ = _predict(setup, parameters, batch, state, dropout)
-        loss = mean_nats(*predicted)
+        loss = mean_nats(*predicted, count)
     return loss, tape.gradient(loss, (parameters, state)), after
+
+
+def _shared_gradients(
+    setup: Setup, parameters: Parameters, state: State, batch: Batch, dropout: Dropout | None
+) -> tuple[Array, tuple[Parameters, State], State]:
+    """`_gradients` of the whole batch, computed by all workers."""
+    derive = _program(setup, _gradients)
+    return setup.team.share(derive, parameters, state, batch, dropout, setup.model.many_to_one)  # type: ignore[no-any-return]
+
+
+def _program(setup: Setup, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a step: of XLA's program for a single worker; of several, a program of its own, since XLA's have no
+    place for what they tell each other."""
+    return partial(function, setup) if setup.team.alone else compiled(function, setup, setup.xla)
 
 
 def _train_step(
@@ -233,7 +249,21 @@ def _train_step(
     and the norm of each."""
     parameters, slots, step, state = before
     masks = dropout and dropout._replace(step=step)
-    loss, (gradients, _), after = _gradients(setup, parameters, state, batch, masks)
+    loss, (gradients, _), after = _shared_gradients(setup, parameters, state, batch, masks)
+    return _program(setup, _update)(parameters, slots, step, loss, gradients, after, learning_rate)  # type: ignore[no-any-return]
+
+
+def _update(
+    setup: Setup,
+    parameters: Parameters,
+    slots: Parameters,
+    step: Array,
+    loss: Array,
+    gradients: Parameters,
+    after: State,
+    learning_rate: Array,
+) -> tuple[Any, tuple[Array, ...]]:
+    """What `_train_step` returns, from the loss, the gradients and the state after the batch."""
     each = norms({name: gradients[name] for name in setup.names})
     norm = together(each)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
@@ -251,7 +281,8 @@ def _score(setup: Setup, state: State, batch: Batch, parameters: Parameters) -> 
 
 def _scan(setup: Setup, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Array]:
     """A function along a stack. XLA compiles one step, not the loop, so that another K compiles nothing anew."""
-    return scan(compiled(function, setup, setup.xla), *arguments)
+    xla = setup.xla and (setup.team.alone or function is not _train_step)
+    return scan(compiled(function, setup, xla), *arguments)
 
 
 def _trace(setup: Setup, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Any]]:

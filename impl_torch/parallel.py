@@ -34,6 +34,7 @@ class Team:
     def close(self) -> None:
         """As the contract says."""
         if self._size > 1:
+            self.first(b"")
             distributed.destroy_process_group()
 
     def place(self, runtime: RuntimeConfig) -> RuntimeConfig:

@@ -337,14 +337,14 @@ def go(run_: Run) -> int:
             stopped = run_.as_the_first(stop.requested)
         if stopped:
             run_.save()
-        if team:
-            team.close()
-            run_.model = model_of(run_.options, run_.experiment)  # what is left to do, one worker does
-        if stopped:
             say(f"Stopped at step {run_.progress.step}, saved. Go on with: python -m runner --resume {folder.path}")
-            return 128 + int(stopped)
-        finish(run_)
-    return 0
+        else:
+            if team:
+                run_.model = model_of(run_.options, run_.experiment)  # what is left to do, one worker does
+            finish(run_)
+    if team:
+        team.close()  # so long the others wait: some frameworks end with the first that leaves
+    return 128 + int(stopped) if stopped else 0
 
 
 def follow(run_: Run) -> int:

@@ -147,7 +147,7 @@ class Team(Protocol):
         """What the first process gives, in every process."""
 
     def close(self) -> None:
-        """The end of what the processes share; all are to call it. Their models are not to be used afterwards."""
+        """The end of what the processes share: each waits until all call it. Models of the team are of no use then."""
 
 
 CreateModel = Callable[[ModelConfig, OptimizerConfig, int, RuntimeConfig, int, Team | None], LanguageModel]
