@@ -4,6 +4,7 @@ left to tell each other is one sum of one vector a step, in which each has put i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -35,7 +36,7 @@ class Team:
             return content
         length = int(self._sum(np.array([len(content) * (self.rank == 0)])).item())
         numbers = np.frombuffer(content if self.rank == 0 else bytes(length), np.uint8)
-        return self._sum(numbers.astype(np.int64)).astype(np.uint8).tobytes()
+        return self._sum(numbers).astype(np.uint8).tobytes() if length else b""  # of nothing, TensorFlow 2.21 crashes
 
     def close(self) -> None:
         """As the contract says; TensorFlow ends what it has begun when the process ends."""
@@ -81,9 +82,19 @@ class Team:
         return tf.nest.map_structure(lambda x: tf.scatter_nd(place, x[None], (self._workers, *x.shape)), rows)
 
     def _sum(self, vector: np.ndarray) -> np.ndarray:
-        """Over the processes, of int64."""
-        added = self.strategy.reduce("SUM", self.strategy.run(lambda: tf.constant(vector)), axis=None)
-        return np.asarray(added)
+        """Over the processes, of int32."""
+        return np.asarray(added(self.strategy)(tf.constant(vector, tf.int32)))
+
+
+@cache
+def added(strategy: Any) -> Callable[[Array], Array]:
+    """The sum of a vector over all processes, as a program for every length."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
+    def program(vector: Array) -> Array:
+        return strategy.reduce("SUM", strategy.run(tf.identity, args=(vector,)), axis=None)
+
+    return program  # type: ignore[no-any-return]
 
 
 def unpack(vector: Array, like: Any) -> Any:
@@ -105,7 +116,7 @@ def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> Team:
             tf.config.set_visible_devices(gpus[int(index or 0)], "GPU")
         cluster = tf.train.ClusterSpec({"worker": addresses})
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            cluster, task_type="worker", task_id=parallel.rank
+            cluster, task_type="worker", task_id=parallel.rank, rpc_layer="grpc"
         )
         return Team(tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver), parallel.rank)
     if gpus and len(gpus) < workers:
