@@ -75,8 +75,8 @@ def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> Team:
     try:
         if addresses:
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
-            own = [int(index)] if index else None
-            jax.distributed.initialize(addresses[0], workers, parallel.rank, local_device_ids=own)
+            gpu = int(index or parallel.local)
+            jax.distributed.initialize(addresses[0], workers, parallel.rank, local_device_ids=[gpu])
         else:
             jax.config.update("jax_num_cpu_devices", workers)
     except RuntimeError as error:

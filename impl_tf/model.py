@@ -220,7 +220,7 @@ def _logits(setup: Setup, parameters: Parameters, tokens: Array, state: State) -
 def _gradients(
     setup: Setup, parameters: Parameters, state: State, batch: Batch, dropout: Dropout | None, count: Array | None
 ) -> tuple[Array, tuple[Parameters, State], State]:
-    """Mean nats of the batch, or what these rows add to those of `count` predictions; its gradients; the state after."""
+    """Mean nats of the batch, or what these rows add to those of `count` predictions; gradients; the state after."""
     with tf.GradientTape() as tape:
         tape.watch((parameters, state))
         predicted, after, _ = _predict(setup, parameters, batch, state, dropout)

@@ -113,7 +113,7 @@ def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> Team:
     gpus = [] if kind == "cpu" else tf.config.list_physical_devices("GPU")
     if addresses:
         if gpus:
-            tf.config.set_visible_devices(gpus[int(index or 0)], "GPU")
+            tf.config.set_visible_devices(gpus[int(index or parallel.local)], "GPU")
         cluster = tf.train.ClusterSpec({"worker": addresses})
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             cluster, task_type="worker", task_id=parallel.rank, rpc_layer="grpc"

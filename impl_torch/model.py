@@ -191,7 +191,7 @@ class Model:
         return Dropout(rate, self._dropout_keys, step, self._team.rank) if rate and step is not None else None
 
     def _share(self, batch: Batch, axis: int) -> tuple[Batch, Array | None]:
-        """This worker's rows, on the device, and how much the whole batch predicts, if there are other workers."""
+        """The rows of this worker, on the device, and how much the whole batch predicts, if there are others."""
         whole = Batch(*map(self._array, batch))
         return Batch(*(self._team.rows(each, axis) for each in whole)), self._team.count(whole, self._model.many_to_one)
 
@@ -224,9 +224,7 @@ class Model:
         outputs, state, _ = self._outputs(weights, tokens[None], state)
         return self._decode(weights, outputs[0]), state
 
-    def _loss(
-        self, batch: Batch, state: State, dropout: Dropout | None, count: Array | None
-    ) -> tuple[Array, State]:
+    def _loss(self, batch: Batch, state: State, dropout: Dropout | None, count: Array | None) -> tuple[Array, State]:
         """Mean nats of the batch, or what these rows add to those of `count` predictions; the state after, detached."""
         weights = self._weights()
         outputs, after, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
@@ -240,8 +238,8 @@ class Model:
         loss, after = self._loss(batch, state, self._dropout(self._step), count)
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
-            loss, *grads = self._team.total([loss, *grads])
-            gradients = dict(zip(self._shapes, grads, strict=True))
+            loss, *totals = self._team.total([loss, *grads])
+            gradients = dict(zip(self._shapes, totals, strict=True))
             each = norms(gradients)
             norm = together(each)
             finite = loss.isfinite() & norm.isfinite()

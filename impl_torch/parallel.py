@@ -18,7 +18,7 @@ from shared.errors import ImplementationError, WorkerLostError
 
 
 class Team:
-    """This process among all; alone unless it is told otherwise."""
+    """One process among all; alone unless it is told otherwise."""
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0) -> None:
         self.rank, self._size, self._local = rank, size, local
@@ -43,7 +43,7 @@ class Team:
         return replace(runtime, device=f"cuda:{self._local}") if several else runtime
 
     def rows(self, array: Array, axis: int = 0) -> Array:
-        """This worker's part along the batch axis."""
+        """The part of this worker along the batch axis."""
         return array.chunk(self._size, axis)[self.rank] if self._size > 1 else array
 
     def count(self, batch: Batch, many_to_one: bool) -> Array | None:
@@ -93,11 +93,10 @@ def said_plainly() -> Iterator[None]:
 
 def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> Team:
     """Join the others, which torchrun or `--hosts` names; ImplementationError where that fails."""
-    launched, addresses = distributed.is_torchelastic_launched(), parallel.addresses
-    where = "env://" if launched else f"tcp://{addresses[0]}"
-    rank, size = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if launched else (parallel.rank, len(addresses))
-    host = [address.rpartition(":")[0] for address in addresses]
-    local = int(os.environ["LOCAL_RANK"]) if launched else host[:rank].count(host[rank])
+    where, rank, local = f"tcp://{parallel.hosts.partition(',')[0]}", parallel.rank, parallel.local
+    if distributed.is_torchelastic_launched():
+        where, rank, local = "env://", int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    size = parallel.workers
     gpu = runtime.device != "cpu" and torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(runtime.device.partition(":")[2] or local))

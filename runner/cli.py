@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from runner.environment import launched_by_torchrun
 from runner.text import visible
 from shared.config import (
     Activation,
@@ -79,9 +78,10 @@ class Train:
 
     @property
     def processes(self) -> int:
-        """How many the command starts here, itself included: PyTorch needs one for each worker."""
-        started = self.impl == "torch" and not self.parallel.hosts and not launched_by_torchrun()
-        return self.parallel.data_parallel if started else 1
+        """How many processes of the run share this machine: PyTorch takes one for each worker."""
+        if self.parallel.hosts:
+            return self.parallel.on_host(self.parallel.addresses)
+        return self.parallel.data_parallel if self.impl == "torch" else 1
 
 
 @dataclass(frozen=True)

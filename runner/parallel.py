@@ -48,7 +48,8 @@ def team_of(options: Train) -> Iterator[Team | None]:
         return
     with ExitStack() as stack:
         parallel, followers = options.parallel, []
-        if (count := options.processes) > 1:
+        if options.processes > 1 and not options.parallel.hosts and not launched_by_torchrun():
+            count = options.processes
             parallel = ParallelConfig(hosts=",".join(f"127.0.0.1:{port}" for port in free_ports(count)))
             for k in range(1, count):
                 theirs = replace(options, parallel=replace(parallel, rank=k))

@@ -138,7 +138,7 @@ class RunDirectory:
 
 
 class NoDirectory(RunDirectory):
-    """What a process beside the first has of the run's directory: its name, for messages. Nothing is read or written."""
+    """What a process beside the first has of the run's directory: its name, for messages. No file is touched."""
 
     def __init__(self, options: Train) -> None:
         super().__init__(options.resume or options.run_dir or Path("runs"))

@@ -306,6 +306,7 @@ def train(options: Train, experiment: Experiment) -> int:
         model = model_of(options, experiment, team)
         model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
         if rank(options):
+            console.quiet = True
             return follow(Run(options, experiment, model, NoDirectory(options), team))
         folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
         with folder.locked(new=options.resume is None), folder.resumable():

@@ -297,8 +297,8 @@ class ParallelConfig:
         needs(self.rank > 0, "--rank", bool(addresses), "belongs to --hosts")
         if addresses and self.data_parallel not in (1, len(addresses)):
             raise ConfigError(
-                f"--hosts names {len(addresses)} workers, --data-parallel asks for {self.data_parallel}: leave that out; "
-                "a host with several GPUs is named once for each, with another port and --device cuda:N."
+                f"--hosts names {len(addresses)} workers, --data-parallel asks for {self.data_parallel}: leave that "
+                "out. A host with several GPUs is named once for each, with another port."
             )
         if addresses and self.rank >= len(addresses):
             raise ConfigError(f"--rank must be below {len(addresses)}, the number of --hosts, got {self.rank}.")
@@ -312,6 +312,16 @@ class ParallelConfig:
     def workers(self) -> int:
         """N, all of them."""
         return len(self.addresses) or self.data_parallel
+
+    @property
+    def local(self) -> int:
+        """Which of the workers on its host this is, from 0; so the GPU that it takes."""
+        return self.on_host(self.addresses[: self.rank])
+
+    def on_host(self, addresses: list[str]) -> int:
+        """How many of the addresses are on the host of this process."""
+        host = self.addresses[self.rank].rpartition(":")[0] if self.hosts else ""
+        return sum(address.rpartition(":")[0] == host for address in addresses)
 
 
 @dataclass(frozen=True)
