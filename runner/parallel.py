@@ -6,12 +6,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from multiprocessing.connection import wait
+from typing import Any
 
 from runner.cli import Train
 from runner.console import console
 from runner.environment import launched_by_torchrun
+from runner.experiment import prepare
 from runner.registry import open_team
-from runner.workers import Worker
+from runner.workers import Worker, WorkerError
 from shared.config import ParallelConfig
 from shared.contract import Team
 from shared.errors import ConfigError, WorkerLostError
@@ -21,14 +24,14 @@ class Follower:
     """A process beside the first: it trains with it, says nothing, and writes nothing."""
 
     def __init__(self, options: Train) -> None:
-        self._options = options
+        console.quiet = True
+        self._options, self._experiment = options, prepare(options.corpus, options.training, options.model)
 
     def train(self) -> int:
         """The whole run."""
-        from runner.train import run
+        from runner.train import train
 
-        console.quiet = True
-        return run(self._options)
+        return train(self._options, self._experiment)
 
 
 def rank(options: Train) -> int:
@@ -47,19 +50,25 @@ def team_of(options: Train) -> Iterator[Team | None]:
         yield None
         return
     with ExitStack() as stack:
-        parallel, followers = options.parallel, []
+        parallel = options.parallel
+        followers: list[Any] = []
         if options.processes > 1 and not options.parallel.hosts and not launched_by_torchrun():
             count = options.processes
             parallel = ParallelConfig(hosts=",".join(f"127.0.0.1:{port}" for port in free_ports(count)))
             for k in range(1, count):
                 theirs = replace(options, parallel=replace(parallel, rank=k))
                 followers.append(stack.enter_context(Worker(f"worker {k}", Follower, theirs)))
-                followers[-1].start("train")
+            for follower in followers:
+                follower.start("train")
         try:
             yield open_team(options.impl, parallel, options.runtime)
         except WorkerLostError:
-            for follower in followers:
-                follower.result(timeout=5)
+            answering: list[Any] = wait(followers, timeout=5)
+            for follower in answering:
+                try:
+                    follower.result(timeout=0)
+                except WorkerError as error:
+                    raise WorkerLostError(f"{error}. What was saved is kept: go on with --resume.") from None
             raise
 
 
