@@ -3,8 +3,10 @@ framework. And the mistakes that are easily made in sharing are such as these te
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -285,7 +287,7 @@ def run(*arguments: Any, folder: Path) -> None:
 def test_a_run_with_two_workers_one_and_two(tmp_path: Path) -> None:
     """The command line: NumPy did it all alone."""
     sizes = ["--hidden-size", 12, "--num-layers", 2, "--embedding-size", 7, "--batch-size", 8, "--seq-length", 16]
-    how = ["--dropout", 0.2, "--dtype", "float64", "--length", 4, "--no-statistics", "--device", "cpu"]
+    how = ["--dropout", 0.2, "--dtype", "float64", "--length", 4, "--no-statistics", "--device", "cpu", "--threads", 1]
     run("--impl", "numpy", "--max-steps", 24, "--run-dir", "alone", *sizes, *how, folder=tmp_path)
     run("--impl", "torch", "--max-steps", 11, "--run-dir", "r", "--data-parallel", 2, *sizes, *how, folder=tmp_path)
     run("--resume", "r", "--data-parallel", 1, "--max-steps", 16, folder=tmp_path)
@@ -296,6 +298,40 @@ def test_a_run_with_two_workers_one_and_two(tmp_path: Path) -> None:
         assert difference(*(getattr(each, kind) for each in ends)) <= BOUND, kind
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("r", "alone")]
     assert lines[0] == lines[1] + 2  # it was evaluated at each end
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc tells which processes a process has started")
+def test_a_worker_that_is_lost(tmp_path: Path) -> None:
+    """SIGKILL for the second: the first names it, ends with 1, and what it saved is there."""
+    words = [
+        sys.executable,
+        "-m",
+        "runner",
+        "--impl",
+        "torch",
+        "--data-parallel",
+        "2",
+        "--run-dir",
+        "r",
+        "--threads",
+        "1",
+    ]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=tmp_path, env=settings
+    ) as first:
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+        while not (tmp_path / "r/metrics.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children.read_text().split()}
+        second = next(pid for pid, command in commands.items() if "spawn_main" in command)
+        os.kill(second, signal.SIGKILL)
+        _, said = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert b"error: worker 1: the worker died (signal SIGKILL" in said
+    assert b"go on with --resume" in said
+    load_checkpoint(tmp_path / "r/last.safetensors")
 
 
 def test_what_cannot_be_shared() -> None:
