@@ -303,23 +303,10 @@ def test_a_run_with_two_workers_one_and_two(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc tells which processes a process has started")
 def test_a_worker_that_is_lost(tmp_path: Path) -> None:
     """SIGKILL for the second: the first names it, ends with 1, and what it saved is there."""
-    words = [
-        sys.executable,
-        "-m",
-        "runner",
-        "--impl",
-        "torch",
-        "--data-parallel",
-        "2",
-        "--run-dir",
-        "r",
-        "--threads",
-        "1",
-    ]
+    words = [sys.executable, "-m", "runner", "--impl", "torch", "--data-parallel", "2", "--run-dir", "r"]
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     settings = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=tmp_path, env=settings
-    ) as first:
+    with subprocess.Popen([*words, "--threads", "1"], cwd=tmp_path, env=settings, **pipes) as first:
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
         while not (tmp_path / "r/metrics.jsonl").exists():
             assert first.poll() is None
