@@ -1,6 +1,7 @@
 """The language models in JAX, gradients by its autodiff, each call of the contract compiled by XLA as one program.
 
-Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, loss, optimizer, generate, model.
+Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, loss, optimizer, parallel, generate,
+model.
 """
 
 from impl_jax.model import create_model

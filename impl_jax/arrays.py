@@ -59,8 +59,12 @@ def kernel(device: Device) -> str:
 
 def to_array(values: np.ndarray, device: Device) -> Array:
     """Copy to the device; real numbers take the model's dtype."""
-    dtype = device.dtype if values.dtype.kind == "f" else values.dtype
-    return jnp.array(values, dtype=dtype, device=device.handle)
+    return jnp.array(to_dtype(values, device), device=device.handle)
+
+
+def to_dtype(values: np.ndarray, device: Device) -> np.ndarray:
+    """Real numbers in the model's dtype."""
+    return values.astype(device.dtype, copy=False) if values.dtype.kind == "f" else values
 
 
 def to_numpy(array: Array) -> np.ndarray:

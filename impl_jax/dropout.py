@@ -15,12 +15,14 @@ class Dropout(NamedTuple):
     rate: float
     keys: Any  # [layers, 2], shared.random_bits.dropout_keys of each; on the device, or Python's numbers
     step: Any  # updates made before; the same
+    worker: Any = 0  # of those that share a batch, k: its row b is row k B + b of the whole
 
 
 def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     """bool, of the shape of a layer's outputs [T, B, H]: False where one is dropped."""
     T, B, H = outputs.shape
     times, rows, units = (jnp.arange(n, dtype=jnp.uint32) for n in (T, B, H))
+    rows += jnp.asarray(dropout.worker, jnp.uint32) * jnp.uint32(B)
     places = (rows[:, None] * jnp.uint32(T) + times[:, None, None]) * jnp.uint32(H) + units
     a, b = jnp.asarray(dropout.keys[layer], jnp.uint32)
     now = jnp.asarray(dropout.step, jnp.uint32)

@@ -15,9 +15,9 @@ def token_nats(logits: Array, targets: Array) -> Array:
     return softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:
-    """Nats per unmasked token."""
-    return token_nats(logits, targets).mean(where=mask)
+def mean_nats(logits: Array, targets: Array, mask: Array, count: Array | None = None) -> Array:
+    """Nats per unmasked token; where these are some rows of a batch, their share of it: `count` is the batch's."""
+    return token_nats(logits, targets).sum(where=mask) / (mask.sum() if count is None else count)
 
 
 def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:

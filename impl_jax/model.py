@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_numpy
+from impl_jax.arrays import Array, Device, kernel, open_device, to_array, to_dtype, to_numpy
 from impl_jax.dropout import Dropout
 from impl_jax.embedding import embed
 from impl_jax.fused import fold_embedding, fused_kernel, unroll_fused
@@ -16,6 +17,7 @@ from impl_jax.generate import asked, generate
 from impl_jax.loss import mean_nats, predictions, score, unmasked
 from impl_jax.native import native_engine, native_kernel, require_native
 from impl_jax.optimizer import clip, init_slots, norms, together, update
+from impl_jax.parallel import ALL, ROWS, STACKED, Team, over_workers, total, whole, worker
 from impl_jax.unroll import Engine, Record, cell_of, unroll, unroll_layers
 from shared.batching import unmasked_rows
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -28,10 +30,15 @@ from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    vocabulary_size: int,
+    runtime: RuntimeConfig,
+    seed: int = 0,
+    team: Team | None = None,
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime, seed)
+    return Model(model, optimizer, vocabulary_size, runtime, seed, team or Team())
 
 
 PARTS = 8
@@ -46,6 +53,7 @@ class Network(NamedTuple):
     engine: Engine
     layers: Any  # dtype from the embedding to the logits
     precision: str  # of products of float32; not JAX's global setting, so that models of both kinds can live together
+    mesh: Mesh | None  # of the workers that share each batch
 
 
 class Model:
@@ -54,16 +62,23 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        vocabulary_size: int,
+        runtime: RuntimeConfig,
+        seed: int,
+        team: Team,
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
+        self._model, self._optimizer, self._cell, self._team = model, optimizer, cell_of(model), team
         self._place = open_device(runtime)
         self.device, self.engine = self._place.name, engine_of(runtime, model)
         engine, self.kernel = choose_engine(self.engine, model, self._place)
         keys = [dropout_keys(seed, layer) for layer in range(model.num_layers)]
         self._dropout_keys = self._array(np.array(keys, np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
-        self._network = Network(model, tuple(self._shapes), engine, self._place.layers, self._place.precision)
+        names, place = tuple(self._shapes), self._place
+        self._network = Network(model, names, engine, place.layers, place.precision, team.mesh)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -106,7 +121,7 @@ class Model:
         return to_numpy(logits), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        on_device, rows = Batch(*map(self._array, batch)), self._rows(batch.mask[None])
+        on_device, rows = self._batches(batch, ROWS), self._rows(batch.mask[None])
         now = None if step is None else self._array(np.array(step, np.int32))
         given = self._parameters, state, on_device, None if rows is None else rows[0], self._dropout_keys, now
         results = _gradients(self._network, *given)
@@ -115,7 +130,7 @@ class Model:
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
-        given = Batch(*map(self._array, batches)), self._rows(batches.mask), self._array(learning_rates)
+        given = self._batches(batches, STACKED), self._rows(batches.mask), self._array(learning_rates)
         start = self._parameters, self._slots, self._step, state
         end, reports = _train_steps(self._network, self._optimizer, start, given, self._dropout_keys)
         self._parameters, self._slots, self._step, state = end
@@ -154,12 +169,19 @@ class Model:
         written = _generate(self._network, self._parameters, state, *arrays, draws, asked(rule), *given)
         return to_numpy(written)
 
-    def _array(self, values: np.ndarray) -> Array:
-        return to_array(values, self._place)
+    def _array(self, values: np.ndarray, spec: PartitionSpec = ALL) -> Array:
+        if self._team.mesh is None:
+            return to_array(values, self._place)
+        return self._team.put(to_dtype(values, self._place), spec)
+
+    def _batches(self, batches: Batch, spec: PartitionSpec) -> Batch:
+        """On the device, or each worker's rows on its own."""
+        return Batch(*(self._array(each, spec) for each in batches))
 
     def _rows(self, mask: np.ndarray) -> Array | None:
-        """Of which positions of a stack to compute logits; None for all."""
-        rows = None if self._model.many_to_one else unmasked_rows(mask, PARTS)
+        """Of which positions of a stack to compute logits; None for all, and where workers have each their own."""
+        alone = self._team.mesh is None and not self._model.many_to_one
+        rows = unmasked_rows(mask, PARTS) if alone else None
         return None if rows is None else self._array(rows)
 
 
@@ -222,16 +244,43 @@ def _loss(
     rows: Array | None,
     keys: Array,
     step: Array | None,
+    count: Array | None,
 ) -> tuple[Array, State]:
-    """Mean nats of the batch, and the state after it."""
+    """Mean nats of the batch, or what these rows add to those of `count` predictions; the state after."""
     config, weights = network.config, _weights(network, parameters, batch.tokens.size)
-    dropout = Dropout(config.dropout, keys, step) if config.dropout and step is not None else None
+    dropping = config.dropout and step is not None
+    dropout = Dropout(config.dropout, keys, step, worker(network.mesh)) if dropping else None
     outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
     chosen, targets, mask = unmasked(*predictions(outputs, batch, config.many_to_one), rows)
-    return mean_nats(_decode(network, weights, chosen), targets, mask), after
+    return mean_nats(_decode(network, weights, chosen), targets, mask, count), after
 
 
-_gradients = jax.jit(jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True), static_argnums=0)
+def _worker_gradients(
+    network: Network,
+    parameters: dict[str, Array],
+    state: State,
+    batch: Batch,
+    rows: Array | None,
+    keys: Array,
+    step: Array | None,
+) -> Any:
+    """`_gradients` on each worker: of its own rows only the state after and the gradient of the state before."""
+    count = None
+    if network.mesh is not None:
+        predicting = batch.mask.any(-1) if network.config.many_to_one else batch.mask
+        count = total(network.mesh, predicting.sum())
+    derive = jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True)
+    (loss, after), (gradients, d_state) = derive(network, parameters, state, batch, rows, keys, step, count)
+    loss, gradients = total(network.mesh, (loss, gradients))
+    return (loss, after), (gradients, d_state)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(network: Network, *arguments: Any) -> Any:
+    """Parameters, state, batch, rows, keys, step -> (loss, state after), the gradients of parameters and state."""
+    takes, gives = (ALL, ROWS, ROWS, ALL, ALL, ALL), ((ALL, ROWS), (ALL, ROWS))
+    compute = over_workers(network.mesh, partial(_worker_gradients, network), takes, gives)
+    return whole(network.mesh, compute(*arguments))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -250,15 +299,15 @@ def _train_steps(
     optimizer: OptimizerConfig,
     start: Any,
     batches: tuple[Batch, Array | None, Array],
-    keys: Array,
+    all_keys: Array,
 ) -> tuple[Any, tuple[Array, ...]]:
     """Parameters, slots, step and state before and after K steps on batches with rows and learning rates; of each step
     its loss, the norm of all gradients, whether finite, and the norms of each."""
 
-    def train_step(before: Any, now: tuple[Batch, Array | None, Array]) -> tuple[Any, tuple[Array, ...]]:
+    def train_step(keys: Array, before: Any, now: tuple[Batch, Array | None, Array]) -> tuple[Any, tuple[Array, ...]]:
         parameters, slots, step, state = before
         batch, rows, learning_rate = now
-        (loss, after), (gradients, _) = _gradients(network, parameters, state, batch, rows, keys, step)
+        (loss, after), (gradients, _) = _worker_gradients(network, parameters, state, batch, rows, keys, step)
         each = norms({name: gradients[name] for name in network.names})
         norm = together(each)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -267,7 +316,12 @@ def _train_steps(
         state = zero_rows(after, ~finite[None])
         return (parameters, slots, step + finite, state), (loss, norm, finite, each)
 
-    return lax.scan(train_step, start, batches)
+    def train_steps(start: Any, batches: Any, keys: Array) -> tuple[Any, tuple[Array, ...]]:
+        return lax.scan(partial(train_step, keys), start, batches)
+
+    ends = (ALL, ALL, ALL, ROWS)
+    compute = over_workers(network.mesh, train_steps, (ends, (STACKED, ALL, ALL), ALL), (ends, ALL))
+    return whole(network.mesh, compute(start, batches, all_keys))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,6 +1,6 @@
 """The language models in NumPy, every gradient by hand; on a GPU the same source runs on CuPy.
 
-Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, fused, loss, optimizer,
+Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, fused, loss, optimizer, parallel,
 generate, model.
 """
 

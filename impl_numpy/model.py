@@ -19,7 +19,7 @@ from impl_numpy.native import require_native
 from impl_numpy.optimizer import clip, init_slots, norms, together, update
 from impl_numpy.unroll import SCRATCH, cell_of, unroll_layers, unroll_layers_backward
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
-from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
+from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, Team, TrainingSteps
 from shared.engines import engine_of
 from shared.optimizers import clipped_layers, slot_shapes
 from shared.parameters import check_arrays, parameter_shapes, state_shapes
@@ -28,9 +28,14 @@ from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    vocabulary_size: int,
+    runtime: RuntimeConfig,
+    seed: int = 0,
+    team: Team | None = None,
 ) -> LanguageModel:
-    """The model with all parameters zero."""
+    """The model with all parameters zero. There is never a team: impl_numpy.parallel says why."""
     return Model(model, optimizer, vocabulary_size, runtime, seed)
 
 

@@ -1,7 +1,7 @@
 """The language models in TensorFlow: pure functions on tensors, compiled by tf.function and XLA.
 
-Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, fused, native, loss, optimizer, generate,
-model.
+Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, fused, native, loss, optimizer, parallel,
+generate, model.
 """
 
 from impl_tf.model import create_model

@@ -14,6 +14,7 @@ class Dropout(NamedTuple):
     rate: float
     keys: Any  # [layers, 2], shared.random_bits.dropout_keys of each; on the device, or Python's numbers
     step: Any  # updates made before; the same
+    worker: Any = 0  # of those that share a batch, k: its row b is row k B + b of the whole
 
 
 def mix(x: Array) -> Array:
@@ -27,6 +28,7 @@ def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     """bool, of the shape of a layer's outputs [T, B, H]: False where one is dropped."""
     T, B, H = outputs.shape
     times, rows, units = (tf.cast(tf.range(n), tf.uint32) for n in (T, B, H))
+    rows += tf.cast(dropout.worker, tf.uint32) * B
     places = (rows[:, None] * T + times[:, None, None]) * H + units
     now = tf.cast(tf.cast(dropout.step, tf.int64) & 0xFFFFFFFF, tf.uint32)
     keys = tf.cast(dropout.keys[layer], tf.uint32)

@@ -24,10 +24,11 @@ def token_nats(logits: Array, targets: Array) -> tuple[Array, Callable[[Array], 
     return (total - tf.gather(logits, targets[..., None], batch_dims=targets.shape.rank))[..., 0], backward
 
 
-def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:
-    """Nats per unmasked token."""
+def mean_nats(logits: Array, targets: Array, mask: Array, count: Array | None = None) -> Array:
+    """Nats per unmasked token; where these are some rows of a batch, their share of it: `count` is the batch's."""
     weights = tf.cast(mask, logits.dtype)
-    return tf.reduce_sum(token_nats(logits, targets) * weights) / tf.reduce_sum(weights)
+    total = tf.reduce_sum(weights) if count is None else tf.cast(count, logits.dtype)
+    return tf.reduce_sum(token_nats(logits, targets) * weights) / total
 
 
 def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:

@@ -1,6 +1,7 @@
 """The LanguageModel in TensorFlow; the rules are in shared.contract."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from impl_tf.loss import mean_nats, predictions, score, unmasked
 from impl_tf.native import native_engine, native_kernel, require_native, unroll_cudnn
 from impl_tf.optimizer import Arrays as Parameters
 from impl_tf.optimizer import clip, init_slots, norms, together, update
+from impl_tf.parallel import Team
 from impl_tf.unroll import Engine, cell_of, times, unroll, unroll_layers
 from shared.batching import unmasked_rows
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -27,10 +29,15 @@ from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    vocabulary_size: int,
+    runtime: RuntimeConfig,
+    seed: int = 0,
+    team: Team | None = None,
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime, seed)
+    return Model(model, optimizer, vocabulary_size, runtime, seed, team or Team())
 
 
 class Model:
@@ -39,7 +46,13 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        vocabulary_size: int,
+        runtime: RuntimeConfig,
+        seed: int,
+        team: Team,
     ) -> None:
         self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
         self._place = open_device(runtime)
@@ -53,7 +66,7 @@ class Model:
         self._dropout_keys = self._array(np.array([dropout_keys(seed, k) for k in range(model.num_layers)], np.uint32))
         self._shapes = parameter_shapes(model, vocabulary_size)
         names = tuple(self._shapes)
-        self._setup = Setup(model, names, optimizer, self._place, engine, xla=engine is not unroll_cudnn)
+        self._setup = Setup(model, names, optimizer, self._place, engine, team, xla=engine is not unroll_cudnn)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -98,7 +111,7 @@ class Model:
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         rows, dropout = self._rows(batch.mask[None]), None if step is None else self._dropout(np.array(step))
         given = state, batch, None if rows is None else rows[0], dropout
-        loss, (gradients, d_state), state = self._run(_gradients, self._parameters, *given)
+        loss, (gradients, d_state), state = self._run(_shared_gradients, self._parameters, *given)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
@@ -142,8 +155,9 @@ class Model:
         return to_array(values, self._place)
 
     def _rows(self, mask: np.ndarray) -> np.ndarray | None:
-        """Of which positions of a stack to compute logits; None for all."""
-        return None if self._model.many_to_one else unmasked_rows(mask, PARTS)
+        """Of which positions of a stack to compute logits; None for all, and where workers have each their own."""
+        alone = self._setup.team.alone and not self._model.many_to_one
+        return unmasked_rows(mask, PARTS) if alone else None
 
     def _dropout(self, step: Any) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
@@ -172,6 +186,7 @@ class Setup(NamedTuple):
     optimizer: OptimizerConfig
     place: Device
     engine: Engine
+    team: Team  # that shares each batch
     xla: bool  # whether XLA can compile it
 
 
@@ -220,14 +235,36 @@ def _logits(setup: Setup, parameters: Parameters, tokens: Array, state: State) -
 
 
 def _gradients(
-    setup: Setup, parameters: Parameters, state: State, batch: Batch, rows: Array | None, dropout: Dropout | None
+    setup: Setup,
+    parameters: Parameters,
+    state: State,
+    batch: Batch,
+    rows: Array | None,
+    dropout: Dropout | None,
+    count: Array | None = None,
 ) -> tuple[Array, tuple[Parameters, State], State]:
-    """Mean nats of the batch, its gradients, the state after it."""
+    """Mean nats of the batch, or what these rows add to those of `count` predictions; gradients; the state after."""
     with tf.GradientTape() as tape:
         tape.watch((parameters, state))
         predicted, after, _ = _predict(setup, parameters, batch, rows, state, dropout)
-        loss = mean_nats(*predicted)
+        loss = mean_nats(*predicted, count)
     return loss, tape.gradient(loss, (parameters, state)), after
+
+
+def _shared_gradients(
+    setup: Setup, parameters: Parameters, state: State, batch: Batch, rows: Array | None, dropout: Dropout | None
+) -> tuple[Array, tuple[Parameters, State], State]:
+    """`_gradients` of the whole batch, computed by all workers."""
+    if setup.team.alone:
+        return _gradients(setup, parameters, state, batch, rows, dropout)
+    derive = _program(setup, _gradients)
+    return setup.team.share(derive, parameters, state, batch, dropout, setup.model.many_to_one)  # type: ignore[no-any-return]
+
+
+def _program(setup: Setup, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a step: of XLA's program for a single worker; of several, a program of its own, since XLA's have no
+    place for what they tell each other."""
+    return partial(function, setup) if setup.team.alone else compiled(function, setup, setup.xla)
 
 
 def _train_step(
@@ -237,7 +274,21 @@ def _train_step(
     and the norm of each."""
     parameters, slots, step, state = before
     masks = dropout and dropout._replace(step=step)
-    loss, (gradients, _), after = _gradients(setup, parameters, state, batch, rows, masks)
+    loss, (gradients, _), after = _shared_gradients(setup, parameters, state, batch, rows, masks)
+    return _program(setup, _update)(parameters, slots, step, loss, gradients, after, learning_rate)  # type: ignore[no-any-return]
+
+
+def _update(
+    setup: Setup,
+    parameters: Parameters,
+    slots: Parameters,
+    step: Array,
+    loss: Array,
+    gradients: Parameters,
+    after: State,
+    learning_rate: Array,
+) -> tuple[Any, tuple[Array, ...]]:
+    """What `_train_step` returns, from the loss, the gradients and the state after the batch."""
     each = norms({name: gradients[name] for name in setup.names})
     norm = together(each)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
@@ -257,7 +308,8 @@ def _score(
 
 def _scan(setup: Setup, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Array]:
     """A function along a stack. XLA compiles one step, not the loop, so that another K compiles nothing anew."""
-    return scan(compiled(function, setup, setup.xla), *arguments)
+    xla = setup.xla and (setup.team.alone or function is not _train_step)
+    return scan(compiled(function, setup, xla), *arguments)
 
 
 def _trace(setup: Setup, parameters: Parameters, batch: Batch, state: State) -> tuple[Array, list[Any]]:

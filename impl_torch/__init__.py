@@ -1,6 +1,6 @@
 """The language models in PyTorch, gradients by autograd.
 
-Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, fused, loss, optimizer,
+Reading order: arrays, embedding, rnn, lstm, gru, wrnn, dropout, unroll, native, fused, loss, optimizer, parallel,
 generate, model.
 """
 

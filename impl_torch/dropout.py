@@ -18,6 +18,7 @@ class Dropout(NamedTuple):
     rate: float
     keys: Any  # [layers, 2], shared.random_bits.dropout_keys of each; on the device, or Python's numbers
     step: Any  # updates made before; the same
+    worker: Any = 0  # of those that share a batch, k: its row b is row k B + b of the whole
 
 
 def mix(x: Array) -> Array:
@@ -34,6 +35,7 @@ def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     """bool, of the shape of a layer's outputs [T, B, H]: False where one is dropped."""
     T, B, H = outputs.shape
     times, rows, units = (torch.arange(n, dtype=torch.int32, device=outputs.device) for n in (T, B, H))
+    rows += dropout.worker * B
     places = (rows[:, None] * T + times[:, None, None]) * H + units
     keys, now = (torch.as_tensor(each, device=outputs.device).long().int() for each in (dropout.keys, dropout.step))
     a, b = keys[layer].unbind()

@@ -15,9 +15,9 @@ def token_nats(logits: Array, targets: Array) -> Array:
     return cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
 
 
-def mean_nats(logits: Array, targets: Array, mask: Array) -> Array:
-    """Nats per unmasked token."""
-    return (token_nats(logits, targets) * mask).sum() / mask.sum()
+def mean_nats(logits: Array, targets: Array, mask: Array, count: Array | None = None) -> Array:
+    """Nats per unmasked token; where these are some rows of a batch, their share of it: `count` is the batch's."""
+    return (token_nats(logits, targets) * mask).sum() / (mask.sum() if count is None else count)
 
 
 def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:

@@ -14,6 +14,7 @@ from impl_torch.generate import Advance, generate, stepper
 from impl_torch.loss import mean_nats, predictions, score, unmasked
 from impl_torch.native import native_kernel, require_native, unroll_native
 from impl_torch.optimizer import clip, init_slots, norms, together, update
+from impl_torch.parallel import Team
 from impl_torch.unroll import Record, cell_of, unroll, unroll_layers
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
@@ -25,10 +26,15 @@ from shared.sampling import SamplingRule
 
 
 def create_model(
-    model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int = 0
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    vocabulary_size: int,
+    runtime: RuntimeConfig,
+    seed: int = 0,
+    team: Team | None = None,
 ) -> LanguageModel:
     """The model with all parameters zero."""
-    return Model(model, optimizer, vocabulary_size, runtime, seed)
+    return Model(model, optimizer, vocabulary_size, runtime, seed, team or Team())
 
 
 class Model:
@@ -37,10 +43,16 @@ class Model:
     kernel: str
 
     def __init__(
-        self, model: ModelConfig, optimizer: OptimizerConfig, vocabulary_size: int, runtime: RuntimeConfig, seed: int
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        vocabulary_size: int,
+        runtime: RuntimeConfig,
+        seed: int,
+        team: Team,
     ) -> None:
-        self._model, self._optimizer, self._cell = model, optimizer, cell_of(model)
-        self._place = open_device(runtime)
+        self._model, self._optimizer, self._cell, self._team = model, optimizer, cell_of(model), team
+        self._place = open_device(team.place(runtime))
         self.device, self.engine = self._place.name, engine_of(runtime, model)
         self._unroll, self.kernel = unroll, kernel(self._place)
         if self.engine == "native":
@@ -96,23 +108,27 @@ class Model:
         return to_numpy(self._decode(weights, outputs).transpose(0, 1)), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        start = map_state(lambda field: field.detach().clone().requires_grad_(), state)
-        rows = self._rows(batch.mask)
-        loss, after = self._loss(Batch(*map(self._array, batch)), start, self._dropout(step), rows)
+        start = map_state(lambda field: self._team.rows(field).detach().clone().requires_grad_(), state)
+        mine, count = self._share(batch, axis=0)
+        loss, after = self._loss(mine, start, self._dropout(step), self._rows(self._team.rows(batch.mask)), count)
         fields = [field for layer in start for field in layer]
         gradients = torch.autograd.grad(loss, [*self._parameters.values(), *fields])
-        parameters = dict(zip(self._shapes, map(to_numpy, gradients), strict=False))
+        loss, *totals = self._team.total([loss, *gradients[: len(self._shapes)]])
+        parameters = dict(zip(self._shapes, map(to_numpy, totals), strict=True))
         d_fields = iter(gradients[len(self._shapes) :])
-        d_state = self.dump_state(map_state(lambda _: next(d_fields), start))
-        return loss.item(), Gradients(parameters, d_state), after
+        d_state = map_state(lambda _: self._team.whole(next(d_fields)), start)
+        return loss.item(), Gradients(parameters, self.dump_state(d_state)), map_state(self._team.whole, after)
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
-        stacked, rows = Batch(*map(self._array, batches)), [self._rows(mask) for mask in batches.mask]
-        steps = []
+        stacked, counts = self._share(batches, axis=1)
+        rows = [self._rows(self._team.rows(mask)) for mask in batches.mask]
+        state, steps = map_state(self._team.rows, state), []
         for k, learning_rate in enumerate(learning_rates):
-            each, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate), rows[k])
+            given = at(stacked, k), rows[k], None if counts is None else counts[k]
+            each, loss, norm, finite, state = self._train_step(*given, state, float(learning_rate))
             steps.append((loss, norm, finite, each))
         losses, totals, finites, each_norm = (to_numpy(torch.stack(column)) for column in zip(*steps, strict=True))
+        state = map_state(self._team.whole, state)
         return TrainingSteps(losses.astype(np.float64), totals, finites, state, each_norm)
 
     @torch.no_grad()
@@ -177,7 +193,12 @@ class Model:
     def _dropout(self, step: Array | int | None) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
         rate = self._model.dropout
-        return Dropout(rate, self._dropout_keys, step) if rate and step is not None else None
+        return Dropout(rate, self._dropout_keys, step, self._team.rank) if rate and step is not None else None
+
+    def _share(self, batch: Batch, axis: int) -> tuple[Batch, Array | None]:
+        """The rows of this worker, on the device, and how much the whole batch predicts, if there are others."""
+        whole = Batch(*map(self._array, batch))
+        return Batch(*(self._team.rows(each, axis) for each in whole)), self._team.count(whole, self._model.many_to_one)
 
     def _decode(self, weights: dict[str, Array], outputs: Array) -> Array:
         """Outputs [..., H] -> logits [..., V]; tied weights: the decoder is the embedding."""
@@ -208,21 +229,25 @@ class Model:
         outputs, state, _ = self._outputs(weights, tokens[None], state)
         return self._decode(weights, outputs[0]), state
 
-    def _loss(self, batch: Batch, state: State, dropout: Dropout | None, rows: Array | None) -> tuple[Array, State]:
-        """Mean nats of the batch, whose unmasked `rows` are given, and the state after it, detached."""
+    def _loss(
+        self, batch: Batch, state: State, dropout: Dropout | None, rows: Array | None, count: Array | None
+    ) -> tuple[Array, State]:
+        """Mean nats of the batch, whose unmasked `rows` are given, or what these rows add to those of `count`
+        predictions; the state after, detached."""
         weights = self._weights()
         outputs, after, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
         outputs, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one), rows)
-        return mean_nats(self._decode(weights, outputs), targets, mask), map_state(torch.Tensor.detach, after)
+        return mean_nats(self._decode(weights, outputs), targets, mask, count), map_state(torch.Tensor.detach, after)
 
     def _train_step(
-        self, batch: Batch, state: State, learning_rate: float, rows: Array | None
+        self, batch: Batch, rows: Array | None, count: Array | None, state: State, learning_rate: float
     ) -> tuple[Array, Array, Array, Array, State]:
         """Norms of the gradients, each and together; loss, whether finite, state after."""
-        loss, after = self._loss(batch, state, self._dropout(self._step), rows)
+        loss, after = self._loss(batch, state, self._dropout(self._step), rows, count)
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
-            gradients = dict(zip(self._shapes, grads, strict=True))
+            loss, *totals = self._team.total([loss, *grads])
+            gradients = dict(zip(self._shapes, totals, strict=True))
             each = norms(gradients)
             norm = together(each)
             finite = loss.isfinite() & norm.isfinite()

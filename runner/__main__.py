@@ -46,9 +46,8 @@ def run(arguments: list[str]) -> int:
         require_writable(path)
     name = next(name for name, kind in cli.COMMANDS.items() if isinstance(options, kind))
     runtime = getattr(options, "runtime", cli.RuntimeConfig(device=getattr(options, "device", "auto")))
-    environment.prepare(
-        runtime, workers=getattr(options, "workers", 2 if name == "check" else 1) or environment.available_cores()
-    )
+    workers = getattr(options, "workers", 2 if name == "check" else getattr(options, "processes", 1))
+    environment.prepare(runtime, workers or environment.available_cores())
     command = importlib.import_module(f"runner.{name}")
     from runner.memory import OTHERWISE, shortage_explained
 

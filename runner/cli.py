@@ -20,6 +20,7 @@ from shared.config import (
     Implementation,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     Reader,
     RuntimeConfig,
     SamplingConfig,
@@ -30,6 +31,7 @@ from shared.config import (
     to_json,
     zero_or_more,
 )
+from shared.errors import ConfigError
 
 DTYPE_HELP = "Precisions to check: float64 proves the mathematics, float32 the rounding."
 
@@ -46,11 +48,12 @@ class Train:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run_dir: Path | None = None
     """Folder for this run, must not exist yet or be empty; default: runs/<corpus>-<cell>-<impl>."""
     resume: Path | None = None
     """Go on with the run in this folder, with its options; only --impl --engine --device --threads --epochs
-    --max-steps --checkpoint-seconds may change."""
+    --max-steps --checkpoint-seconds and how many workers share the work may change."""
     checkpoint_seconds: float = 60.0
     """Seconds of training after which a run is saved within an epoch, too; 0: only at its end. Changes no result."""
     recipe: str = ""
@@ -72,6 +75,20 @@ class Train:
 
     def __post_init__(self) -> None:
         zero_or_more(self, "checkpoint_seconds")
+        rows, workers = self.training.batch_size, self.parallel.workers
+        if rows % workers:
+            fitting = ", ".join(str(n) for n in range(2, rows + 1) if rows % n == 0)
+            raise ConfigError(
+                f"--batch-size {rows} cannot be shared equally by {workers} workers: take a --batch-size that is a "
+                f"multiple of {workers}, or {fitting or 1} workers."
+            )
+
+    @property
+    def processes(self) -> int:
+        """How many processes of the run share this machine: PyTorch takes one for each worker."""
+        if self.parallel.hosts:
+            return self.parallel.on_host(self.parallel.addresses)
+        return self.parallel.data_parallel if self.impl == "torch" else 1
 
 
 @dataclass(frozen=True)
@@ -500,7 +517,9 @@ def made_visible() -> Iterator[None]:
 def command_line(command: str, options: Train | Compare, default: Train | Compare) -> str:
     """The command that does it again: what differs from the defaults, quoted for a shell."""
     words = ["python -m runner", command]
-    for part in ("model", "training", "optimizer", "schedule", "corpus", "runtime"):
+    for part in ("model", "training", "optimizer", "schedule", "corpus", "runtime", "parallel"):
+        if not hasattr(options, part):
+            continue
         given, usual = to_json(getattr(options, part)), to_json(getattr(default, part))
         words += [flag(name, value) for name, value in given.items() if value != usual[name]]
     return " ".join(words)

@@ -57,6 +57,11 @@ def processor_flags() -> frozenset[str]:
     return frozenset(" ".join(v for k, _, v in (x.partition(":") for x in lines) if k.strip() in TOLD).split())
 
 
+def launched_by_torchrun() -> bool:
+    """Whether torchrun has started this process and its fellows."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def in_force() -> dict[str, str]:
     """The settings that this process runs with, whoever made them."""
     return {name: os.environ.get(name, "") for name in settings(RuntimeConfig())}

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
-from shared.contract import LanguageModel
+from shared.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig
+from shared.contract import LanguageModel, Team
 from shared.errors import ConfigError, ImplementationError
 
 
@@ -36,12 +36,21 @@ def create_model(
     vocabulary_size: int,
     runtime: RuntimeConfig,
     seed: int = 0,
+    team: Team | None = None,
 ) -> LanguageModel:
     """A model of the named implementation; ImplementationError says which extra to install."""
     require(impl)
     package = import_quietly(f"impl_{impl}")
-    created: LanguageModel = package.create_model(model, optimizer, vocabulary_size, runtime, seed)
+    created: LanguageModel = package.create_model(model, optimizer, vocabulary_size, runtime, seed, team)
     return created
+
+
+def open_team(impl: str, parallel: ParallelConfig, runtime: RuntimeConfig) -> Team:
+    """The workers of which this process is one, or all; ImplementationError where there cannot be so many. To be called
+    before the first model, since frameworks divide a processor into devices only once."""
+    require(impl)
+    team: Team = import_quietly(f"impl_{impl}.parallel").open_team(parallel, runtime)
+    return team
 
 
 def formats(impl: str) -> Any:

@@ -11,6 +11,7 @@ from shared.config import (
     CorpusConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     RuntimeConfig,
     ScheduleConfig,
     TrainingConfig,
@@ -19,7 +20,8 @@ from shared.config import (
 )
 from shared.errors import ConfigError
 
-FREE = {"impl", "engine", "device", "threads", "tuning", "epochs", "max_steps", "checkpoint_seconds"}
+PLACE = {"impl", "engine", "device", "threads", "tuning", "data_parallel", "hosts", "rank"}
+FREE = PLACE | {"epochs", "max_steps", "checkpoint_seconds"}
 
 OTHERS = ("impl", "run_dir", "recipe", "prompt", "greedy", "length", "checkpoint_seconds")
 """Options of `train` alone."""
@@ -48,7 +50,8 @@ def raise_if_changed(folder: Path, names: set[str]) -> None:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
         raise ConfigError(
             f"{flags} cannot change with --resume: the run in {folder} would become another run. Only --impl --engine "
-            "--device --threads --epochs --max-steps --checkpoint-seconds may; start a new run for anything else."
+            "--device --threads --epochs --max-steps --checkpoint-seconds --data-parallel --hosts --rank may; start a "
+            "new run for anything else."
         )
 
 
@@ -84,6 +87,7 @@ def stored_options(folder: Path) -> Train:
             corpus=from_json(CorpusConfig, {each.name: config["corpus"][each.name] for each in fields(CorpusConfig)}),
             runtime=replace(runtime, device=str(config["device"]).partition(" ")[0]),
             recipe=config.get("recipe", ""),
+            parallel=ParallelConfig(config["data_parallel"]),
             prompt=config["sampling"]["prompt"],
             greedy=tuple(config["sampling"].get("greedy", ())),
             length=config["sampling"]["length"],
@@ -98,6 +102,6 @@ def stored_options(folder: Path) -> Train:
 
 def flat(options: Train) -> dict[str, Any]:
     """Every option by its flag's name."""
-    parts = ("model", "training", "optimizer", "schedule", "corpus", "runtime")
+    parts = ("model", "training", "optimizer", "schedule", "corpus", "runtime", "parallel")
     values = {name: value for part in parts for name, value in to_json(getattr(options, part)).items()}
     return values | {name: getattr(options, name) for name in OTHERS}

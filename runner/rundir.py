@@ -137,6 +137,22 @@ class RunDirectory:
         write_atomically(self.path / "samples.txt", "\n\n".join(samples) + "\n", make_folder=False)
 
 
+class NoDirectory(RunDirectory):
+    """What a process beside the first has of the run's directory: its name, for messages. No file is touched."""
+
+    def __init__(self, options: Train) -> None:
+        super().__init__(options.resume or options.run_dir or Path("runs"))
+
+    def cut_metrics(self, lines: int) -> int:
+        return lines
+
+    def log(self, lines: list[dict[str, Any]]) -> None:
+        pass
+
+    def save(self, checkpoint: Checkpoint, best: bool) -> None:
+        pass
+
+
 def is_blank(path: Path) -> bool:
     """Whether a folder holds nothing, or only what a process leaves that is killed before it has written anything."""
     return path.is_dir() and all(each.name == LOCK or each.name.endswith(UNFINISHED) for each in path.iterdir())

@@ -1,12 +1,14 @@
 """`train`: one implementation learns a corpus. What it leaves is a run directory; the state of the run at any moment is
 `Progress` and the model, so that stopping and going on are the same as never stopping."""
 
+import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,16 @@ from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.interruption import Interruption, interruption
 from runner.measurement import measure, of_poems, show
 from runner.memory import shortage_explained, sizes_to_lower
+from runner.parallel import rank, team_of
 from runner.progress import training_progress
 from runner.recipes import show_expected
 from runner.registry import create_model, versions
-from runner.rundir import RunDirectory
+from runner.rundir import NoDirectory, RunDirectory
 from runner.sample import TEMPERATURES, describe_unseen, prompt_tokens, write_texts
 from runner.tensorboard import EventFiles, require_tensorboard
-from shared.checkpoint import Checkpoint, require_same_run
+from shared.checkpoint import Checkpoint, read_checkpoint, require_same_run
 from shared.config import SamplingConfig, to_json
-from shared.contract import LanguageModel, TrainingSteps
+from shared.contract import LanguageModel, Team, TrainingSteps
 from shared.corpora import split
 from shared.errors import CheckpointError, NotFiniteError
 from shared.evaluation import Score
@@ -87,8 +90,15 @@ class Progress:
 class Run:
     """A model, its corpus and its directory, on the way."""
 
-    def __init__(self, options: Train, experiment: Experiment, model: LanguageModel, folder: RunDirectory) -> None:
-        self.options, self.experiment, self.model, self.folder = options, experiment, model, folder
+    def __init__(
+        self,
+        options: Train,
+        experiment: Experiment,
+        model: LanguageModel,
+        folder: RunDirectory,
+        team: Team | None = None,
+    ) -> None:
+        self.options, self.experiment, self.model, self.folder, self.team = options, experiment, model, folder, team
         self.progress = Progress(skips=options.skip_nonfinite)
         self.state = model.initial_state(options.training.batch_size)
         self.events: EventFiles | None = None
@@ -111,7 +121,7 @@ class Run:
             while not self.progress.reason:
                 for steps, rates, tokens_per_second in self.epoch(stop):
                     bar.show(self.progress, self.options.training, steps, rates, tokens_per_second)
-                if stop.requested:
+                if self.as_the_first(stop.requested):
                     return
                 bar.say(self.end_epoch())
 
@@ -128,8 +138,12 @@ class Run:
             if self.save_is_due():
                 self.save()
             yield steps, rates, int(stacked.mask.sum()) / seconds
-            if stop.requested:
+            if self.as_the_first(stop.requested):
                 return
+
+    def as_the_first(self, value: Any) -> Any:
+        """What the first of several processes has here (of JSON's kinds): only it decides whether to go on."""
+        return json.loads(self.team.first(json.dumps(value).encode())) if self.team else value
 
     def save_is_due(self) -> bool:
         """Whether --checkpoint-seconds have gone by; at an epoch's end the run is saved anyway, once evaluated."""
@@ -201,7 +215,7 @@ class Run:
     def end_epoch(self) -> str:
         """Evaluate, keep the best, decide whether to go on, save; the line to show."""
         progress, training = self.progress, self.options.training
-        score = evaluate(self.model, self.experiment, self.size)
+        score = Score(*self.as_the_first(astuple(evaluate(self.model, self.experiment, self.size))))
         if not math.isfinite(score.loss):
             raise self.broken_down(
                 f"After step {progress.step} the held-out loss is {score.loss:g}: the parameters have grown too large "
@@ -293,20 +307,32 @@ def train(options: Train, experiment: Experiment) -> int:
     """`run`, once the text is read."""
     options = replace(options, schedule=settled(options.schedule, options.training, len(experiment.training)))
     prompt_tokens(experiment.vocabulary, options.prompt)  # a prompt that cannot be is said now, not after training
+    with team_of(options) as team:
+        model = model_of(options, experiment, team)
+        model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
+        if rank(options):
+            console.quiet = True
+            return follow(Run(options, experiment, model, NoDirectory(options), team))
+        folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
+        with folder.locked(new=options.resume is None), folder.resumable():
+            return go(Run(options, experiment, model, folder, team))
+
+
+def model_of(options: Train, experiment: Experiment, team: Team | None = None) -> LanguageModel:
+    """With parameters all zero."""
     size, seed = len(experiment.vocabulary), options.training.seed
-    model = create_model(options.impl, options.model, options.optimizer, size, options.runtime, seed)
-    model.load_parameters(initial_parameters(options.model, len(experiment.vocabulary), options.training.seed))
-    folder = RunDirectory.reopen(options.resume) if options.resume else RunDirectory.create(options)
-    with folder.locked(new=options.resume is None), folder.resumable():
-        return go(Run(options, experiment, model, folder))
+    return create_model(options.impl, options.model, options.optimizer, size, options.runtime, seed, team)
 
 
 def go(run_: Run) -> int:
     """From where the run stands to its end, or to a signal; the exit status."""
-    folder = run_.folder
+    folder, team = run_.folder, run_.team
     if run_.options.resume:
         folder.same_corpus(run_.experiment.corpus.sha256)
-    if begun := folder.last.exists():
+    begun = folder.last.exists()
+    if team:
+        team.first(folder.last.read_bytes() if begun else b"")
+    if begun:
         run_.restore(folder.load_last())
     introduce(run_)
     with events_of(run_) as run_.events:
@@ -314,12 +340,29 @@ def go(run_: Run) -> int:
             if not begun:
                 run_.save()  # whatever happens from here on, the run can go on
             run_.train(stop)
-        if stop.requested:
+            stopped = run_.as_the_first(stop.requested)
+        if stopped:
             run_.save()
             say(f"Stopped at step {run_.progress.step}, saved. Go on with: python -m runner --resume {folder.path}")
-            return 128 + stop.requested
-        finish(run_)
-    return 0
+        else:
+            if team:
+                run_.model = model_of(run_.options, run_.experiment)  # what is left to do, one worker does
+            finish(run_)
+    if team:
+        team.close()  # so long the others wait: some frameworks end with the first that leaves
+    return 128 + int(stopped) if stopped else 0
+
+
+def follow(run_: Run) -> int:
+    """The same in a process beside the first, which alone knows the run's directory; the exit status."""
+    assert run_.team  # noqa: S101 - without others there is nobody to follow
+    if content := run_.team.first(b""):
+        run_.restore(read_checkpoint(BytesIO(content), len(content)))
+    with interruption() as stop:
+        run_.train(stop)
+        stopped = run_.as_the_first(stop.requested)
+    run_.team.close()
+    return 128 + int(stopped) if stopped else 0
 
 
 def events_of(run_: Run) -> AbstractContextManager[EventFiles | None]:
@@ -335,7 +378,8 @@ def introduce(run_: Run) -> None:
     options, model, facts = run_.options, run_.model, run_.experiment.facts()
     options = replace(options, skip_nonfinite=run_.progress.skips)
     run_.folder.write_config(describe_run(options, model, facts))
-    say(f"{options.impl} ({model.engine}: {model.kernel}) on {model.device}, {options.runtime.dtype}", "bold")
+    shared = f", {options.parallel.workers} workers" if options.parallel.workers > 1 else ""
+    say(f"{options.impl} ({model.engine}: {model.kernel}) on {model.device}, {options.runtime.dtype}{shared}", "bold")
     say(
         f"{facts['name']} ({facts['reader']}): {facts['training_tokens']:,} training and {facts['held_out_tokens']:,} "
         f"held-out tokens, {facts['vocabulary_size']} symbols; a unigram model has perplexity "
@@ -364,6 +408,7 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         **place,
         "threads": options.runtime.threads,
         "machine": machine(),
+        "data_parallel": options.parallel.workers,
         "environment": in_force(),
         "versions": versions(options.impl),
         "corpus": facts | to_json(options.corpus),

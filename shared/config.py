@@ -279,6 +279,56 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """Workers that share each batch, the same rows each; never changes what is computed. docs/parallel.md explains."""
+
+    data_parallel: int = 1
+    """Workers: processes, on a GPU each where there are GPUs (torch), or devices of one process (jax, tf)."""
+    hosts: str = ""
+    """Workers on several machines: the host:port of each, with commas between; the first leads. Start the same command
+    on each, with its --rank."""
+    rank: int = 0
+    """Which of --hosts this is, from 0."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "data_parallel", 1)
+        at_least(self, "rank", 0)
+        addresses = self.addresses
+        for each in addresses:
+            host, _, port = each.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ConfigError(f"--hosts takes host:port,host:port and so on, got {each!r}.")
+        needs(self.rank > 0, "--rank", bool(addresses), "belongs to --hosts")
+        if addresses and self.data_parallel not in (1, len(addresses)):
+            raise ConfigError(
+                f"--hosts names {len(addresses)} workers, --data-parallel asks for {self.data_parallel}: leave that "
+                "out. A host with several GPUs is named once for each, with another port."
+            )
+        if addresses and self.rank >= len(addresses):
+            raise ConfigError(f"--rank must be below {len(addresses)}, the number of --hosts, got {self.rank}.")
+
+    @property
+    def addresses(self) -> list[str]:
+        """host:port of each worker; none where all are here."""
+        return self.hosts.split(",") if self.hosts else []
+
+    @property
+    def workers(self) -> int:
+        """N, all of them."""
+        return len(self.addresses) or self.data_parallel
+
+    @property
+    def local(self) -> int:
+        """Which of the workers on its host this is, from 0; so the GPU that it takes."""
+        return self.on_host(self.addresses[: self.rank])
+
+    def on_host(self, addresses: list[str]) -> int:
+        """How many of the addresses are on the host of this process."""
+        host = self.addresses[self.rank].rpartition(":")[0] if self.hosts else ""
+        return sum(address.rpartition(":")[0] == host for address in addresses)
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How text is drawn."""
 

@@ -139,9 +139,22 @@ class LanguageModel(Protocol):
         """
 
 
-CreateModel = Callable[[ModelConfig, OptimizerConfig, int, RuntimeConfig, int], LanguageModel]
-"""What each implementation exports: create_model(model, optimizer, vocabulary_size, runtime, seed), with parameters all
-zero and the seed of the dropout masks. ImplementationError: what the engine, device or precision cannot do here."""
+class Team(Protocol):
+    """N workers that share each batch: worker k computes rows k B/N to (k + 1) B/N - 1. They may be processes, which
+    then all make the same calls of their models with the same whole batches and states, or devices of one process.
+    Either way a call returns what one worker would return, in every process."""
+
+    def first(self, content: bytes) -> bytes:
+        """What the first process gives, in every process."""
+
+    def close(self) -> None:
+        """The end of what the processes share: each waits until all call it. Models of the team are of no use then."""
+
+
+CreateModel = Callable[[ModelConfig, OptimizerConfig, int, RuntimeConfig, int, Team | None], LanguageModel]
+"""What each implementation exports: create_model(model, optimizer, vocabulary_size, runtime, seed, team), with
+parameters all zero and the seed of the dropout masks; `team` is what its parallel.open_team gave, or None: one worker.
+ImplementationError: what the engine, device or precision cannot do here."""
 
 CONVENTIONS = """
 Canonical names, shapes and conventions. G is 1 for rnn and wrnn, 4 for lstm, 3 for gru. Layer k reads I inputs: E (or V

@@ -40,6 +40,12 @@ class NotFiniteError(UserError):
     exit_status = 1
 
 
+class WorkerLostError(UserError):
+    """One of the workers that share each batch is gone."""
+
+    exit_status = 1
+
+
 class OutOfMemoryError(UserError):
     """The host or the device has not the memory that the sizes ask for."""
 

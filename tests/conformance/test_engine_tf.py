@@ -339,7 +339,7 @@ def test_nothing_is_traced_for_another_number(tf, cell, engine):
             made.generate(prompt, lengths, np.full((1, 3), 0.5), SamplingRule(temperature=0.5 * number, top_k=number))
     counts = {
         (name, xla): module.compiled(getattr(module, name), made._setup, xla).experimental_get_tracing_count()
-        for name, xla in (("_train_step", True), ("_score", True), ("_gradients", False), ("_generate", True))
+        for name, xla in (("_train_step", True), ("_score", True), ("_shared_gradients", False), ("_generate", True))
     }
     assert set(counts.values()) == {1}, counts
     outer = module.compiled(module._scan, made._setup, False)

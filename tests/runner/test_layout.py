@@ -59,6 +59,7 @@ COMMON = {
     "formats.py": ["save_layers", "load_layers", "logits_of_layers"],
     "loss.py": ["token_nats", "mean_nats", "score", "predictions", "unmasked"],
     "optimizer.py": ["Arrays", "init_slots", "global_norm", "clip", "clip_by_value", "clip_by_global_norm", "update"],
+    "parallel.py": ["Team", "open_team"],
     "generate.py": ["Advance", "draw", "generate", "read"],
     "model.py": ["create_model", "Model", "zero_rows"],
 }
@@ -66,8 +67,9 @@ COMMON = {
 MISSING = {
     ("impl_numpy", "native.py"): {"native_kernel", "unroll_native"},
     ("impl_numpy", "loss.py"): {"mean_nats"},
+    ("impl_numpy", "parallel.py"): {"Team"},
 }
-"""NumPy has no layers of its own, and says so; its loss comes with the gradient, in one pass."""
+"""NumPy has no layers of its own and no messages, and says so; its loss comes with the gradient, in one pass."""
 ABSENT = {("impl_numpy", "formats.py")}
 """Nor are there files of such layers."""
 FILES = [(package, file) for package in PACKAGES for file in COMMON if (package, file) not in ABSENT]
