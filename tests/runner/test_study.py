@@ -22,7 +22,7 @@ hidden_size = 12
 embedding_size = 6
 batch_size = 8
 seq_length = 16
-epochs = 9
+epochs = 40
 patience = 0
 length = 10
 """
