@@ -77,13 +77,15 @@ class Workload:
         return replace(self, batch_size=1)
 
     def operations(self) -> int:
-        """Floating-point operations that a step cannot do without, padding included: two for each multiplication and
-        addition of the matrix products, three times (forward, and backward to inputs and to weights). A one-hot input
-        picks rows; so does an embedding of few symbols, whose product with the weights is made once for each symbol.
+        """Floating-point operations that a step cannot do without: two for each multiplication and addition of the
+        matrix products, three times (forward, and backward to inputs and to weights). Logits of padding are not needed.
+        A one-hot input picks rows; so does an embedding of few symbols, whose product with the weights is made once for
+        each symbol.
         """
         m, positions = self.model, self.batch_size * self.seq_length
         gates = GATES[m.cell] * m.hidden_size
-        products = positions * m.hidden_size * (gates * (2 * m.num_layers - 1) + self.vocabulary_size)
+        products = positions * m.hidden_size * gates * (2 * m.num_layers - 1)
+        products += int(self.batch(0).mask.sum()) * m.hidden_size * self.vocabulary_size
         products += min(positions, self.vocabulary_size) * m.embedding_size * gates
         return 6 * products
 
