@@ -456,7 +456,7 @@ def test_float32_stays_float32(impl):
 
 def test_the_place_is_told(impl):
     model = make(impl)
-    assert (model.device, model.engine) == ("cpu", "scratch")
+    assert (model.device, model.engine) == ("cpu", "fused")
     assert model.kernel
 
 
