@@ -75,7 +75,7 @@ def test_cudnn_is_told_its_precision_there_and_back(precision, allowed, monkeypa
     model = make(engine="native")
     network = model._network._replace(engine=CUDNN[precision], precision=precision)
     batch, state = Batch(*map(model._array, at(CASE.batches, 0))), model.load_state(CASE.state)
-    arguments = network, model._parameters, state, batch, model._dropout_keys, None
+    arguments = network, model._parameters, state, batch, None, model._dropout_keys, None
     program = str(jax.make_jaxpr(_gradients, static_argnums=0)(*arguments))
     assert "rnn_fwd" in program
     assert "rnn_bwd" in program
@@ -106,7 +106,8 @@ def precisions(model):
     from impl_jax.model import _gradients
 
     batch, state = Batch(*map(model._array, at(CASE.batches, 0))), model.load_state(CASE.state)
-    program = _gradients.lower(model._network, model._parameters, state, batch, model._dropout_keys, None).as_text()
+    arguments = model._network, model._parameters, state, batch, None, model._dropout_keys, None
+    program = _gradients.lower(*arguments).as_text()
     products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
     assert len(products) > 6  # both layers and the decoder, there and back
     return {name for line in products for name in (re.findall(r"precision = \[(\w+), \1\]", line) or ["DEFAULT"])}
