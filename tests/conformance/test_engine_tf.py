@@ -400,7 +400,7 @@ def test_training_through_cudnn_is_built_without_a_gpu(tf, monkeypatch, cell, dt
     monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
     setup = made._setup._replace(engine=unroll_cudnn, xla=False)
     start = made._parameters, made._slots, made._step, made.initial_state(B)
-    stack = Batch(*map(tf.constant, batches())), tf.zeros(K, made._place.dtype)
+    stack = Batch(*map(tf.constant, batches())), None, tf.zeros(K, made._place.dtype)
     program = module.compiled(module._scan, setup, False)
     graph = program.get_concrete_function(module._train_step, start, stack, made._dropout(made._step)).graph
     operations = [node.op for function in graph.as_graph_def().library.function for node in function.node_def]

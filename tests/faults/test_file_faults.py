@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -233,9 +234,11 @@ def test_a_folder_that_goes_away(folder, replaced):
         while not (folder / "run/best.safetensors").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)  # it sees both or neither
         (folder / "run").rename(folder / "moved")
         if replaced:
             (folder / "run").write_text("", "utf-8")
+        process.send_signal(signal.SIGCONT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -163,7 +163,7 @@ def test_the_unigram_model_is_that_of_the_counts():
 
 
 def test_facts_are_numbers_of_python():
-    assert {type(value) for value in prepared().facts().values()} <= {str, int, float}
+    assert {type(value) for value in prepared().facts().values()} <= {str, int, float, bool}
 
 
 def test_an_epoch_of_the_report_has_4356_steps(data_dir):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runner.__main__ import main
+from runner.console import console
 from runner.study_plan import load_study
 from shared.errors import ConfigError
 
@@ -224,7 +225,7 @@ def test_a_study_that_is_not_there():
 
 
 def test_the_list(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "width", 160)
     assert main(["study"]) == 0
     shown = capsys.readouterr().out
     assert "time-machine-tuning" in shown
