@@ -17,7 +17,7 @@ from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.parameters import parameter_shapes, state_shapes
 
-B, T, V, E, H, K = 3, 5, 9, 4, 6, 4
+B, T, V, E, H, K = 3, 5, 19, 4, 6, 4  # V > B T: no table of all tokens is made, which the infinite one would spoil
 TINY = ["--hidden-size", "5", "--embedding-size", "3", "--batch-size", "4", "--seq-length", "7", "--device", "cpu"]
 
 
