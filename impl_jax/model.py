@@ -41,10 +41,6 @@ def create_model(
     return Model(model, optimizer, vocabulary_size, runtime, seed, team or Team())
 
 
-PARTS = 8
-"""Numbers of rows of logits that there are programs for, at most: a program has fixed shapes."""
-
-
 class Network(NamedTuple):
     """All that decides a program but the shapes; what is compiled for one serves every model that is equal."""
 
@@ -181,7 +177,7 @@ class Model:
     def _rows(self, mask: np.ndarray) -> Array | None:
         """Of which positions of a stack to compute logits; None for all, and where workers have each their own."""
         alone = self._team.mesh is None and not self._model.many_to_one
-        rows = unmasked_rows(mask, PARTS) if alone else None
+        rows = unmasked_rows(mask) if alone else None
         return None if rows is None else self._array(rows)
 
 

@@ -6,15 +6,10 @@ from typing import Any
 import tensorflow as tf
 
 from impl_tf.arrays import Array
-from shared.sampling import SamplingRule
+from shared.sampling import BELOW_ONE, BLOCK, SamplingRule
 
 Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
-
-BELOW_ONE = 1 - 2.0**-52
-"""The greatest share that surely comes out less than the whole when it is multiplied with it."""
-BLOCK = 128
-"""Tokens whose weights are added up together."""
 
 
 def asked(rule: SamplingRule) -> SamplingRule:

@@ -157,7 +157,7 @@ class Model:
     def _rows(self, mask: np.ndarray) -> np.ndarray | None:
         """Of which positions of a stack to compute logits; None for all, and where workers have each their own."""
         alone = self._setup.team.alone and not self._model.many_to_one
-        return unmasked_rows(mask, PARTS) if alone else None
+        return unmasked_rows(mask) if alone else None
 
     def _dropout(self, step: Any) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
@@ -172,10 +172,6 @@ class Model:
 
 
 # Pure functions of a static configuration: models of equal configuration share what was compiled.
-
-
-PARTS = 8
-"""Numbers of rows of logits that there are programs for, at most: a program has fixed shapes."""
 
 
 class Setup(NamedTuple):
@@ -255,9 +251,9 @@ def _shared_gradients(
     setup: Setup, parameters: Parameters, state: State, batch: Batch, rows: Array | None, dropout: Dropout | None
 ) -> tuple[Array, tuple[Parameters, State], State]:
     """`_gradients` of the whole batch, computed by all workers."""
-    if setup.team.alone:
-        return _gradients(setup, parameters, state, batch, rows, dropout)
     derive = _program(setup, _gradients)
+    if setup.team.alone:
+        return derive(parameters, state, batch, rows, dropout)  # type: ignore[no-any-return]
     return setup.team.share(derive, parameters, state, batch, dropout, setup.model.many_to_one)  # type: ignore[no-any-return]
 
 

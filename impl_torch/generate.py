@@ -9,15 +9,10 @@ from impl_torch.arrays import Array
 from impl_torch.embedding import embed
 from impl_torch.unroll import cell_of, layer_weights, project, shortcut
 from shared.config import ModelConfig
-from shared.sampling import SamplingRule
+from shared.sampling import BELOW_ONE, BLOCK, SamplingRule
 
 Advance = Callable[[Array, Any], tuple[Array, Any]]
 """tokens [B], state -> logits [B, V], state."""
-
-BELOW_ONE = 1 - 2.0**-52
-"""The greatest share that surely comes out less than the whole when it is multiplied with it."""
-BLOCK = 128
-"""Tokens whose weights are added up together."""
 
 
 def draw(logits: Array, uniforms: Array, rule: SamplingRule, allowed: Array | None) -> Array:

@@ -2,17 +2,17 @@
 interleaved; no time without the proof that the same work was done."""
 
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runner.bench_field import OpenWorker, calls, compared, entries, measure
 from runner.cli import Bench
-from runner.console import console, say, show_table
-from runner.environment import available_cores, not_tuned, processor, settings
+from runner.console import console, markdown_table, say, show_table
+from runner.environment import machine, not_tuned, settings
 from runner.memory import amount
 from runner.registry import chosen, versions
 from runner.workers import Worker
@@ -29,7 +29,7 @@ def run(options: Bench, open_worker: OpenWorker = Worker) -> int:
     """Time, show, write; 1 where work differs or a worker fails."""
     names, engines = chosen(options.impl), chosen_engines(options.engine)
     if options.picture:
-        require_picture(options)
+        require_picture(options.picture)
     if options.scaling:
         from runner.bench_scaling import run as run_scaling
 
@@ -39,20 +39,20 @@ def run(options: Bench, open_worker: OpenWorker = Worker) -> int:
         from runner.bench_profile import run as run_profile
 
         return run_profile(options, names, engines, workloads, open_worker)
-    machine = describe(options, names)
+    about = describe(options, names)
     if not options.markdown:
-        introduce(machine)
-    fields = [(each, entries(names, engines, options, bool(each.sampled))) for each in workloads]
+        introduce(about)
+    fields = [(each, entries(names, engines, options, each)) for each in workloads]
     rows: list[dict[str, Any]] = []
     with ticking(sum(calls(workload, found, options) for workload, found in fields)) as tick:
         for workload, found in fields:
             rows += measure(workload, found, options, open_worker, tick)
             compared(rows)
-            machine["best_product"] = max((row["product"] for row in rows if row.get("product")), default=None)
+            about["best_product"] = max((row["product"] for row in rows if row.get("product")), default=None)
             show(workload, [row for row in rows if row["workload"] == workload.name], options.markdown)
             if options.json:
-                write_atomically(options.json, strict_json({"machine": machine, "rows": rows}))
-    conclude(machine, rows, options)
+                write_atomically(options.json, strict_json({"machine": about, "rows": rows}))
+    conclude(about, rows, options)
     return 0 if all(row["same_work"] or row["refused"] for row in rows) else 1
 
 
@@ -67,12 +67,11 @@ def chosen_engines(names: str) -> list[str]:
     return [name for name in known if name in given]
 
 
-def require_picture(options: Bench) -> None:
+def require_picture(path: Path) -> None:
     """ConfigError unless the picture can be written, said before hours of measuring."""
-    assert options.picture is not None  # noqa: S101
-    if options.picture.suffix not in (".svg", ".png"):
-        raise ConfigError(f"--picture {options.picture} must end with .svg or .png.")
-    require_writable(options.picture)
+    if path.suffix not in (".svg", ".png"):
+        raise ConfigError(f"--picture {path} must end with .svg or .png.")
+    require_writable(path)
 
 
 @contextmanager
@@ -94,11 +93,8 @@ def describe(options: Bench, names: Sequence[str]) -> dict[str, Any]:
     """The machine and what was set on it."""
     runtime = RuntimeConfig(device=options.device, threads=options.threads, tuning=options.tuning)
     return {
-        "processor": processor(),
-        "cores": available_cores(),
+        **machine(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
         "versions": {name: versions(name) for name in names},
         "settings": settings(runtime),
         "not_set": not_tuned() if options.tuning else [],
@@ -106,15 +102,15 @@ def describe(options: Bench, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def introduce(machine: dict[str, Any]) -> None:
+def introduce(about: dict[str, Any]) -> None:
     """What a reader of the tables must know."""
-    say(f"{machine['processor']}, {machine['cores']} cores; {machine['system']}, Python {machine['python']}", "bold")
-    made = " ".join(f"{name}={value}" for name, value in machine["settings"].items())
+    say(f"{about['processor']}, {about['cores']} cores; {about['system']}, Python {about['python']}", "bold")
+    made = " ".join(f"{name}={value}" for name, value in about["settings"].items())
     say(f"our settings: {made or 'none (--no-tuning)'}", "dim")
-    if machine["not_set"]:
-        say(f"not set here: {', '.join(machine['not_set'])}", "dim")
-    busy = machine["load"]
-    if busy is not None and busy > 0.3 * machine["cores"]:
+    if about["not_set"]:
+        say(f"not set here: {', '.join(about['not_set'])}", "dim")
+    busy = about["load"]
+    if busy is not None and busy > 0.3 * about["cores"]:
         say(f"the machine is busy (load {busy:.1f}): believe ratios more than times, and neither much", "yellow")
 
 
@@ -187,28 +183,22 @@ def print_plain(title: str, columns: Sequence[str], lines: Sequence[Sequence[str
 def print_markdown(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """A table for docs/performance.md."""
     print(f"\n**{title}**\n")
-    for each in (columns, ["---", *["---:"] * (len(columns) - 1)], *lines):
-        print(f"| {' | '.join(each)} |")
-    print()
+    print(markdown_table(columns, lines))
 
 
-def conclude(machine: dict[str, Any], rows: list[dict[str, Any]], options: Bench) -> None:
+def conclude(about: dict[str, Any], rows: list[dict[str, Any]], options: Bench) -> None:
     """What the tables leave out, and the picture."""
-    if machine["best_product"] and not options.markdown:
+    if about["best_product"] and not options.markdown:
         best = max((row for row in rows if row.get("product")), key=lambda row: row["product"])
         say(f"best matrix product of the run: {best['product'] / 1e9:.0f} GFLOP/s ({best['name']}); the column "
             f"`of best` is a step's share of it")  # fmt: skip
     if options.picture:
-        draw(rows, options)
+        draw(rows, options.picture)
 
 
-def draw(rows: list[dict[str, Any]], options: Bench) -> None:
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars with low and high, a panel for each workload and phase."""
     from runner.pictures import png, race, svg
 
-    assert options.picture is not None  # noqa: S101
     shown = [row for row in rows if row["tokens_per_second"]]
-    if options.picture.suffix == ".png":
-        write_atomically(options.picture, png(race, shown))
-    else:
-        write_atomically(options.picture, svg(race, shown))
+    write_atomically(path, png(race, shown) if path.suffix == ".png" else svg(race, shown))

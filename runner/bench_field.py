@@ -8,10 +8,11 @@ from typing import Any
 
 from runner.bench_worker import ADAM, KERAS_ADAM, Contestant, Entry
 from runner.cli import Bench
-from runner.environment import available_cores, quiet, settings
+from runner.environment import THREADS, available_cores, quiet, settings
 from runner.workers import FAILURES
 from runner.workloads import Workload
 from shared.config import Engine, OptimizerConfig, RuntimeConfig
+from shared.engines import engine_of
 from shared.errors import ImplementationError
 
 OpenWorker = Callable[..., Any]
@@ -37,20 +38,20 @@ RATIOS = (
 busy machine disturbs less, and which counts every thread."""
 FOREIGN = ("TF_ENABLE_ONEDNN_OPTS", "TF_USE_LEGACY_KERAS", "XLA_FLAGS", "CUBLAS_WORKSPACE_CONFIG")
 """What the project sets quietly and a user of the framework would not."""
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
 
 
-def entries(names: Sequence[str], engines: Sequence[str], options: Bench, sampling: bool) -> list[Entry]:
+def entries(names: Sequence[str], engines: Sequence[str], options: Bench, workload: Workload) -> list[Entry]:
     """The rows of a table, an implementation behind its peers."""
     found: list[Entry] = []
+    chosen = [engine_of(RuntimeConfig(), workload.model) if each == "auto" else each for each in engines]
     for impl in names:
         peers = PEERS[impl] if options.peers else ()
-        if sampling:  # the others write as the first does
+        if workload.sampled:  # the others write as the first does
             peers = tuple(peer for peer in peers if peer in BASELINES[impl])
         found += [Entry(impl, peer, peer=True, tuned=False) for peer in peers]
         if options.tuning:
             found += [Entry(impl, peer, peer=True, tuned=True) for peer in peers if peer in BASELINES[impl]]
-        found += [Entry(impl, engine, peer=False, tuned=options.tuning) for engine in engines]
+        found += [Entry(impl, engine, peer=False, tuned=options.tuning) for engine in dict.fromkeys(chosen)]
     return found
 
 

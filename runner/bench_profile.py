@@ -6,10 +6,11 @@ import cProfile
 import os
 import pstats
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.bench_field import OpenWorker, runtime_of, surroundings
+from runner.bench_field import OpenWorker, entries, runtime_of, surroundings
 from runner.bench_worker import Contestant, Entry, quickest
 from runner.cli import Bench
 from runner.console import console, say, show_table
@@ -73,7 +74,7 @@ def run(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler announces itself otherwise
     rows: list[dict[str, Any]] = []
     for workload in [each for each in workloads if not each.sampled]:
-        for entry in [Entry(impl, engine, peer=False, tuned=options.tuning) for impl in names for engine in engines]:
+        for entry in entries(names, engines, replace(options, peers=False), workload):
             with console.status(f"{workload.name}: {entry.name()}"):
                 rows.append({"workload": workload.name} | examine(entry, workload, options, open_worker))
             show(workload, rows[-1])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.bench_field import OpenWorker, runtime_of, surroundings
+from runner.bench_field import OpenWorker, entries, runtime_of, surroundings
 from runner.bench_worker import Contestant, Entry, peak_memory
 from runner.cli import Bench
 from runner.console import console, say, show_table
@@ -53,7 +53,7 @@ class Reader:
 def run(options: Bench, names: Sequence[str], engines: Sequence[str], open_worker: OpenWorker) -> int:
     """Measure, show, write; 1 where a point fails."""
     rows: list[dict[str, Any]] = []
-    found = [Entry(impl, engine, peer=False, tuned=options.tuning) for impl in names for engine in engines]
+    found = entries(names, engines, replace(options, peers=False), BASE)
     with console.status("scaling") as status:
         for axis, value, workload in points():
             for entry in found:

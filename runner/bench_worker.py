@@ -71,7 +71,7 @@ class Contestant:
     ) -> None:
         started = time.perf_counter()
         require(entry.impl)
-        self._entry, self._workload, self._runtime = entry, workload, runtime
+        self._workload, self._runtime = workload, runtime
         if not entry.peer:
             import_quietly(f"impl_{entry.impl}")
             imported = time.perf_counter()
@@ -87,11 +87,7 @@ class Contestant:
     def introduce(self) -> dict[str, Any]:
         """What runs here, and with which settings."""
         subject = self._subject
-        ran = (
-            {} if self._entry.peer else {"engine": subject.model.engine, "name": f"{self._impl} {subject.model.engine}"}
-        )
-        place = {"kernel": subject.kernel, "device": str(subject.device), "settings": self._settings}
-        return place | ran | self._seconds
+        return {"kernel": subject.kernel, "device": str(subject.device), "settings": self._settings, **self._seconds}
 
     def prove(self) -> dict[str, Any]:
         """The losses of the first steps, or the likeliest tokens at each number of texts; and how long the first call

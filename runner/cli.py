@@ -4,7 +4,7 @@ here; options that decide an experiment live in shared.config, and tyro turns th
 import io
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -512,6 +512,16 @@ def made_visible() -> Iterator[None]:
     finally:
         sys.stdout.write(visible(out.getvalue()))
         sys.stderr.write(visible(err.getvalue()))
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option, before anything is parsed; None where it is not given."""
+    for place, word in enumerate(arguments):
+        if word == option and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
 
 
 def command_line(command: str, options: Train | Compare, default: Train | Compare) -> str:

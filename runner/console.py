@@ -40,3 +40,9 @@ def show_table(
     for row in rows:
         table.add_row(*map(plain, row))
     console.print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same for the documentation: the first column on the left, numbers behind it on the right."""
+    rules = ["---", *["---:"] * (len(columns) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rules, *rows))

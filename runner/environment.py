@@ -13,6 +13,8 @@ from pathlib import Path
 
 from shared.config import RuntimeConfig
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+"""Every framework's variable for the threads of an operation."""
 TOLD = ("vendor_id", "flags")
 AVX512 = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"))
 """What OpenBLAS' kernels for SkylakeX use."""
@@ -95,10 +97,8 @@ def settings(runtime: RuntimeConfig, workers: int = 1) -> dict[str, str]:
     # PyTorch heeds MKL's number before OpenMP's, so who limits OpenMP means all of them.
     limit = os.environ.get("OMP_NUM_THREADS", "")
     count = str(runtime.threads or (limit.isdecimal() and int(limit)) or max(1, available_cores() // workers))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
-    tensorflow = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if workers > 1 else {}
-    return {**dict.fromkeys(names + tensorflow, count), **waiting, **tuned()}
+    return {**dict.fromkeys((*THREADS, "TF_NUM_INTEROP_THREADS"), count), **waiting, **tuned()}
 
 
 def tuned() -> dict[str, str]:

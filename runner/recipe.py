@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from runner.cli import Train, flag, parse
+from runner.cli import Train, flag, parse, value_of
 from runner.outcome import METRICS, Figures
 from shared.config import (
     CorpusConfig,
@@ -93,16 +93,6 @@ def started(arguments: list[str]) -> Train | None:
         raise ConfigError(f"{error} (What is not given comes from the recipe {name}.)") from None
     assert isinstance(given, Train)  # noqa: S101 - --recipe is an option of train alone, anything else was refused
     return given
-
-
-def value_of(option: str, arguments: list[str]) -> str | None:
-    """The value of an option, before anything is parsed."""
-    for place, word in enumerate(arguments):
-        if word == option and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
 
 
 def names(folder: str = "recipes") -> list[str]:

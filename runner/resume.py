@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from runner.cli import Train, parse
+from runner.cli import Train, parse, value_of
 from shared.config import (
     CorpusConfig,
     ModelConfig,
@@ -63,14 +63,8 @@ def flags_of(arguments: list[str]) -> set[str]:
 
 def folder_of(arguments: list[str]) -> Path | None:
     """The value of --resume of `train`, before anything is parsed."""
-    if arguments[:1] == ["sweep"]:
-        return None
-    for place, word in enumerate(arguments):
-        if word == "--resume" and place + 1 < len(arguments):
-            return Path(arguments[place + 1])
-        if word.startswith("--resume="):
-            return Path(word.removeprefix("--resume="))
-    return None
+    given = None if arguments[:1] == ["sweep"] else value_of("--resume", arguments)
+    return None if given is None else Path(given)
 
 
 def stored_options(folder: Path) -> Train:

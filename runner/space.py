@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from runner.cli import Sweep, Train
+from runner.cli import Sweep, Train, value_of
 from shared.config import Implementation, RuntimeConfig, from_json, restore, to_json
 from shared.errors import ConfigError
 
@@ -281,9 +281,9 @@ def default_of(arguments: Sequence[str]) -> Sweep | None:
     where the runs of that search take place. Otherwise None."""
     if arguments[:1] != ["sweep"]:
         return None
-    if folder := value_of(arguments, "--resume") or value_of(arguments, "--join"):
+    if folder := value_of("--resume", arguments) or value_of("--join", arguments):
         return Sweep(runtime=stored_runtime(Path(folder) / SETTINGS))
-    name = value_of(arguments, "--space")
+    name = value_of("--space", arguments)
     if name is None:
         return None
     content = read(find(name))
@@ -301,13 +301,3 @@ def stored_runtime(settings: Path) -> RuntimeConfig:
         return from_json(RuntimeConfig, json.loads(settings.read_text("utf-8"))["plan"]["base"]["runtime"])
     except (OSError, ValueError, KeyError, TypeError):
         return RuntimeConfig()
-
-
-def value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """What follows a flag, before anything is parsed."""
-    for place, word in enumerate(arguments):
-        if word == flag and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None

@@ -9,15 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.console import say, show_table
+from runner.console import markdown_table, say, show_table
 from runner.measurement import label, shown
 from runner.outcome import METRICS, read_run, written
-from runner.pictures import GREY, LEGEND, POINTS, WIDTH, floats, png, shorten, smooth, svg
+from runner.pictures import GREY, LEGEND, PALETTE, POINTS, WIDTH, floats, png, shorten, smooth, svg
 from runner.study import STATISTICS, Listing
 from shared.statistics import MEASURES
 
-PALETTE = ("#2a7fc4", "#d9622b", "#1a9a72", "#b765a8", "#a8861a", "#c9485b", "#4d8f3a", "#7a6ad8", "#17909e", "#9a6b4b")
-"""Variants in turn; 3:1 or more against white and near-black."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
@@ -79,11 +77,6 @@ def terminal(listing: Listing) -> None:
 def markdown(listing: Listing) -> str:
     """The tables for the documentation."""
     return "\n".join(markdown_table(*each) for each in tables(listing))
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rules = ["---", *["---:"] * (len(headings) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rules, *rows))
 
 
 def picture(listing: Listing) -> dict[str, bytes | str]:

@@ -3,7 +3,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from runner.cli import Sweep, Train
 from runner.console import say, show_table
-from runner.pages import ENVIRONMENT, inline
+from runner.pages import inline, render
 from runner.pictures import svg
 from runner.progress import duration
 from runner.search import Search, point_of
@@ -58,7 +58,7 @@ def summary(search: Search) -> dict[str, Any]:
     """Every trial's options and result, and what they come to."""
     rows = [row_of(search, trial) for trial in search.trials()]
     counts = {name: sum(row["state"] == name for row in rows) for name in STATES.values()}
-    ranked = sorted((row for row in rows if row["loss"] is not None), key=lambda row: (row["loss"], row["trial"]))
+    first = ranked(rows)
     ended = sum(counts[name] for name in ("done", "pruned", "failed"))
     return {
         "name": search.name,
@@ -72,7 +72,7 @@ def summary(search: Search) -> dict[str, Any]:
         "trained_seconds": sum(row["seconds"] or 0.0 for row in rows),
         "saved_seconds": sum(row["saved_seconds"] for row in rows),
         "importance": importance(search, counts["done"]),
-        "best": ranked[0] if ranked else None,
+        "best": first[0] if first else None,
         "rows": rows,
     }
 
@@ -96,6 +96,11 @@ def row_of(search: Search, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
+def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that have a loss, the best first."""
+    return sorted((row for row in rows if row["loss"] is not None), key=lambda row: (row["loss"], row["trial"]))
+
+
 def importance(search: Search, done: int) -> dict[str, float]:
     """How much of the difference between good trials and all each option explains (PED-ANOVA), largest first."""
     if done < ENOUGH or len(search.plan.space) < 2:
@@ -107,7 +112,6 @@ def importance(search: Search, done: int) -> dict[str, float]:
 def show(result: Mapping[str, Any]) -> None:
     """The table, the importances, what pruning saved."""
     names = result["varied"]
-    ranked = sorted((row for row in result["rows"] if row["loss"] is not None), key=lambda row: row["loss"])
     heads = [name.rpartition(".")[2].replace("_", " ") for name in names]
     lines = [
         [
@@ -117,7 +121,7 @@ def show(result: Mapping[str, Any]) -> None:
             steps(row),
             row["state"],
         ]
-        for row in ranked[:SHOWN]
+        for row in ranked(result["rows"])[:SHOWN]
     ]
     columns = ["trial", *heads, "held-out loss", "steps", ""]
     show_table("The best trials", columns, lines, right=range(len(columns) - 1))
@@ -151,17 +155,16 @@ def write_page(result: Mapping[str, Any], folder: Path) -> Path:
     drawn = pictures(result)
     for name, picture in drawn.items():
         write_atomically(folder / f"{name}.svg", picture)
-    ranked = sorted((row for row in result["rows"] if row["loss"] is not None), key=lambda row: row["loss"])
-    page = ENVIRONMENT.get_template("sweep.html.j2").render(
-        result=result,
-        ranked=ranked[:100],
-        failures=failures(result),
-        saved=duration(result["saved_seconds"]),
-        trained=duration(result["trained_seconds"]),
-        spent=duration(result["seconds"]),
-        pictures={name: inline(each) for name, each in drawn.items()},
-    )
-    write_atomically(folder / "sweep.html", page)
+    values = {
+        "result": result,
+        "ranked": ranked(result["rows"])[:100],
+        "failures": failures(result),
+        "saved": duration(result["saved_seconds"]),
+        "trained": duration(result["trained_seconds"]),
+        "spent": duration(result["seconds"]),
+        "pictures": {name: inline(each) for name, each in drawn.items()},
+    }
+    write_atomically(folder / "sweep.html", render("sweep", values))
     return folder / "sweep.html"
 
 

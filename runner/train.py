@@ -42,7 +42,7 @@ PARTS = ("model", "optimizer", "schedule", "training", "corpus")
 
 
 SHORT, SHORT_PER_SYMBOL = 500_000, 1_000
-"""Tokens: after fewer, and so many for each symbol, since drawing sorts them all, the text statistics would take more
+"""Tokens: after fewer, and so many for each symbol, since drawing weighs them all, the text statistics would take more
 than about a tenth of the training time (NumPy, 128 units; less with more units)."""
 GREEDY_LENGTH = 100
 """Tokens that each prompt of --greedy is continued by."""

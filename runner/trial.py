@@ -12,13 +12,12 @@ from runner.cli import Train
 from runner.experiment import Experiment, evaluate, prepare
 from runner.interruption import Interruption
 from runner.memory import shortage_explained, sizes_to_lower
-from runner.registry import create_model
-from runner.report import read_metrics
+from runner.records import read_metrics
 from runner.rundir import RunDirectory
 from runner.search import PLACES, Held, Search, TrialState
 from runner.space import configured
 from runner.stopping import Stall
-from runner.train import Run, describe_run
+from runner.train import Run, describe_run, model_of
 from shared.contract import TrainingSteps
 from shared.errors import NotFiniteError, UserError
 from shared.files import WriteError, discard
@@ -120,11 +119,11 @@ def attempt(search: Search, held: Held, options: Train) -> Outcome:
     """Train, and say how it ended."""
     experiment = prepare(options.corpus, options.training, options.model)
     options = replace(options, schedule=settled(options.schedule, options.training, len(experiment.training)))
-    size, seed = len(experiment.vocabulary), options.training.seed
+    size = len(experiment.vocabulary)
     folder = RunDirectory(search.run_directory(held.trial.number))
     with shortage_explained(lambda: sizes_to_lower(options, size)), folder.locked(new=False):
-        model = create_model(options.impl, options.model, options.optimizer, size, options.runtime, seed)
-        model.load_parameters(initial_parameters(options.model, size, seed))
+        model = model_of(options, experiment)
+        model.load_parameters(initial_parameters(options.model, size, options.training.seed))
         run = WatchedRun(options, experiment, model, folder, Watch(search, held, options.training.seq_length))
         begin(run)
         state, reason = trained(run)

@@ -16,6 +16,8 @@ COUNTED = 2**22
 """Tokens counted at a time."""
 ORDERED = 2**22
 """Rows of an epoch whose shuffled order is held; that of more would take up to 20 times the memory of their text."""
+PARTS = 8
+"""Numbers of rows of logits at most, so that who compiles for fixed shapes has no more programs."""
 
 
 class StreamBatches:
@@ -214,7 +216,7 @@ def unmasked_targets(batch: Batch) -> Array:
     return batch.targets[batch.mask if batch.targets.ndim == batch.mask.ndim else batch.mask.any(axis=-1)]
 
 
-def unmasked_rows(mask: Array, parts: int) -> Array | None:
+def unmasked_rows(mask: Array, parts: int = PARTS) -> Array | None:
     """Where mask [K, B, T] is True in each [T, B], flat: int32 [K, R]. R is the number in the fullest batch rounded up
     to a whole `parts`-th of T B, so that few shapes occur; masked places fill it up. None where R = T B."""
     masked = ~mask.swapaxes(1, 2).reshape(len(mask), -1)

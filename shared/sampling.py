@@ -18,6 +18,11 @@ import numpy as np
 from shared.config import SamplingConfig
 from shared.random_bits import uniforms
 
+BELOW_ONE = 1 - 2.0**-52
+"""The greatest share that surely comes out less than the whole when it is multiplied with it."""
+BLOCK = 128
+"""Tokens whose weights are added up together."""
+
 
 class SamplingRule(NamedTuple):
     """What the rule needs to know beside the logits; plain numbers, so that a new value compiles nothing anew."""

@@ -7,6 +7,7 @@ import pytest
 
 from runner.examination import BRIEF, CASES, Design, Examinee, H, at, make_case, numbers_of, small, tokens
 from runner.registry import create_model
+from shared.batching import PARTS
 from shared.config import OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.errors import ImplementationError
@@ -171,7 +172,7 @@ def test_the_fused_engine_compiles_no_more_programs():
 
 def test_few_programs_serve_all_masks():
     """One for each number of rows, not one for each batch."""
-    from impl_jax.model import PARTS, _evaluate, _train_steps
+    from impl_jax.model import _evaluate, _train_steps
 
     config, steps = small("lstm", 1, hidden_size=H + 3), 24
     model = create_model("jax", config, OptimizerConfig(), 11, RuntimeConfig(device="cpu"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from runner.registry import create_model, import_quietly
+from shared.batching import PARTS
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.errors import ImplementationError
@@ -357,7 +358,7 @@ def test_few_programs_serve_all_masks():
         stacked = Batch(tokens, tokens, np.arange(steps) < np.full((1, 1, 1), count), np.zeros((1, 1), bool))
         made.evaluate(stacked, state)
     score = module.compiled(module._score, made._setup, True)
-    assert score.experimental_get_tracing_count() == module.PARTS
+    assert score.experimental_get_tracing_count() == PARTS
 
 
 @pytest.mark.parametrize("optimizer", ["nesterov", "adagrad", "rmsprop", "adamw"])

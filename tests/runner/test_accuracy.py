@@ -2,26 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from inline import Inline
 
 from runner import accuracy
 from runner.accuracy import Gauge, ulps
 from runner.cli import Check
-
-
-class Inline:
-    """A worker without a process."""
-
-    def __init__(self, name, factory, *arguments):
-        self.target = factory(*arguments)
-
-    def call(self, method, *arguments):
-        return getattr(self.target, method)(*arguments)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
 
 
 def test_an_ulp_is_that_of_the_largest_number():

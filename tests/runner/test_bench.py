@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inline import Inline
 
 from benchmarks import peer_numpy
 from runner import bench, bench_profile, bench_scaling, cli
@@ -43,22 +44,6 @@ QUICK = {"impl": "numpy", "engine": "scratch", "workloads": ("W0",), "rounds": 2
 def _short(monkeypatch):
     """A few matrix products say enough here."""
     monkeypatch.setattr("runner.bench_worker.PATIENCE", 0.01)
-
-
-class Inline:
-    """A worker without a process."""
-
-    def __init__(self, name, factory, *arguments):
-        self.target = factory(*arguments)
-
-    def call(self, method, *arguments):
-        return getattr(self.target, method)(*arguments)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
 
 
 def test_the_whole_command_in_processes_of_its_own(tmp_path):
@@ -253,7 +238,7 @@ def test_settings_of_a_peer_as_it_comes(monkeypatch):
 
 
 def test_without_tuning_peers_have_one_column():
-    found = entries(["numpy", "torch"], ["scratch"], Bench(tuning=False), sampling=False)
+    found = entries(["numpy", "torch"], ["scratch"], Bench(tuning=False), W1)
     assert not [entry for entry in found if entry.tuned]
     assert [entry.engine for entry in found] == ["loop", "min-char-rnn", "scratch", "adam", "fused-adam", "scratch"]
 

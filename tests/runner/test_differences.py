@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inline import Inline
 
 from runner import differences
 from runner.cli import Differences, parse
@@ -20,25 +21,6 @@ PAGE = (ROOT / "docs" / "differences.md").read_text("utf-8")
 IN_NUMPY = [name for name, each in DIFFERENCES.items() if each.impl == "numpy"]
 DRAWN = ("embedding-width", "fused-fan", "summed-biases")
 """Where what is left after the option is the chance of one draw."""
-
-
-class Inline:
-    """A worker without a process."""
-
-    def __init__(self, name, factory, *arguments):
-        self.target = factory(*arguments)
-
-    def call(self, method, *arguments):
-        return getattr(self.target, method)(*arguments)
-
-    def renew(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
 
 
 @cache

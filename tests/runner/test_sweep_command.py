@@ -108,7 +108,8 @@ def test_limits_leave_trials_open_and_others_can_join(tmp_path):
     words(tmp_path / "words.txt")
     vary = ["--vary", "hidden_size", "4,6", "--vary", "learning_rate", "0.01,0.03", "--method", "grid"]
     place = ["--workers", 1, "--run-dir", "search", "--tokens", 1]
-    shown = run("sweep", *vary, "--pruner", "none", *place, *SMALL, *TEXT, folder=tmp_path)
+    longer = ["--max-steps", 3000]  # than the time between two looks at the limits
+    shown = run("sweep", *vary, "--pruner", "none", *place, *SMALL, *longer, *TEXT, folder=tmp_path)
     assert "Not done: 1 tokens were trained on" in shown
     assert "--resume" in shown
     shown = run("sweep", "--join", "search", folder=tmp_path)
