@@ -244,8 +244,8 @@ def _loss(
 ) -> tuple[Array, State]:
     """Mean nats of the batch, or what these rows add to those of `count` predictions; the state after."""
     config, weights = network.config, _weights(network, parameters, batch.tokens.size)
-    dropping = config.dropout and step is not None
-    dropout = Dropout(config.dropout, keys, step, worker(network.mesh)) if dropping else None
+    dropping = any(config.dropout_rates) and step is not None
+    dropout = Dropout(config.dropout_rates, keys, step, worker(network.mesh)) if dropping else None
     outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
     chosen, targets, mask = unmasked(*predictions(outputs, batch, config.many_to_one), rows)
     return mean_nats(_decode(network, weights, chosen), targets, mask, count), after

@@ -102,7 +102,7 @@ def unroll_layers(
         outputs, final, steps = engine(cell, inputs, state, layer_weights(cell, parameters, k), record)
         if model.residual:
             outputs = outputs + shortcut(inputs, parameters.get(f"rnn.residual_l{k}"))
-        if dropout and k + 1 < model.num_layers:
+        if dropout and dropout.rates[k]:
             outputs = drop(outputs, k, dropout)
         finals.append(final)
         records.append(steps)

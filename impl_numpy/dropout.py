@@ -1,4 +1,4 @@
-"""Dropout between layers (Srivastava et al. 2014), inverted; its masks are shared.random_bits.keep_mask's, bit for bit,
+"""Dropout behind layers (Srivastava et al. 2014), inverted; its masks are shared.random_bits.keep_mask's, bit for bit,
 made where the outputs are."""
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from shared.random_bits import mix
 class Dropout(NamedTuple):
     """What decides the masks of one training step."""
 
-    rate: float
+    rates: tuple[float, ...]  # of each layer
     keys: tuple[tuple[int, int], ...]
     """Of each layer: shared.random_bits.dropout_keys."""
     step: int
@@ -26,10 +26,10 @@ def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     now = np.uint32(dropout.step & 0xFFFFFFFF)
     a, b = (np.array([word], np.uint32, like=outputs) for word in dropout.keys[layer])
     bits = mix(mix(places + mix(a + now)) ^ mix(b ^ now))
-    return bits >= np.uint32(dropout.rate * 2**32)
+    return bits >= np.uint32(dropout.rates[layer] * 2**32)
 
 
 def drop(outputs: Array, layer: int, dropout: Dropout) -> tuple[Array, Array]:
-    """What the next layer reads, and the factors [T, B, H] that made it so: 0 or 1 / (1 - rate)."""
-    factors = keep_mask(outputs, layer, dropout) * outputs.dtype.type(1 / (1 - dropout.rate))
+    """What is read of a layer, and the factors [T, B, H] that made it so: 0 or 1 / (1 - rate)."""
+    factors = keep_mask(outputs, layer, dropout) * outputs.dtype.type(1 / (1 - dropout.rates[layer]))
     return outputs * factors, factors

@@ -162,8 +162,8 @@ class Model:
 
     def _dropout(self, step: int | None) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
-        rate = self._model.dropout
-        return Dropout(rate, self._dropout_keys, step) if rate and step is not None else None
+        rates = self._model.dropout_rates
+        return Dropout(rates, self._dropout_keys, step) if any(rates) and step is not None else None
 
     def _decode(self, outputs: Array) -> Array:
         """Outputs [..., H] -> logits [..., V]."""

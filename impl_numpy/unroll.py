@@ -134,7 +134,7 @@ def unroll_layers(
         if model.residual:
             outputs = outputs + shortcut(inputs, parameters.get(f"rnn.residual_l{k}"))
         factors = None
-        if dropout and k + 1 < model.num_layers:
+        if dropout and dropout.rates[k]:
             outputs, factors = drop(outputs, k, dropout)
         finals.append(final)
         layers.append(Layer(inputs, steps, factors))

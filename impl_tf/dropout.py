@@ -1,4 +1,4 @@
-"""Dropout between layers (Srivastava et al. 2014), inverted; its masks are shared.random_bits.keep_mask's, bit for bit,
+"""Dropout behind layers (Srivastava et al. 2014), inverted; its masks are shared.random_bits.keep_mask's, bit for bit,
 made where the outputs are. Sums and products of uint32 wrap, with XLA and without."""
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from impl_tf.arrays import Array
 class Dropout(NamedTuple):
     """What decides the masks of one training step."""
 
-    rate: float
+    rates: tuple[float, ...]  # of each layer
     keys: Any  # [layers, 2], shared.random_bits.dropout_keys of each; on the device, or Python's numbers
     step: Any  # updates made before; the same
     worker: Any = 0  # of those that share a batch, k: its row b is row k B + b of the whole
@@ -33,9 +33,9 @@ def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     now = tf.cast(tf.cast(dropout.step, tf.int64) & 0xFFFFFFFF, tf.uint32)
     keys = tf.cast(dropout.keys[layer], tf.uint32)
     bits = mix(mix(places + mix(keys[0] + now)) ^ mix(keys[1] ^ now))
-    return bits >= int(dropout.rate * 2**32)
+    return bits >= int(dropout.rates[layer] * 2**32)
 
 
 def drop(outputs: Array, layer: int, dropout: Dropout) -> Array:
-    """What the next layer reads: outputs [T, B, H] times 0 or 1 / (1 - rate)."""
-    return outputs * (tf.cast(keep_mask(outputs, layer, dropout), outputs.dtype) * (1 / (1 - dropout.rate)))
+    """What is read of a layer: outputs [T, B, H] times 0 or 1 / (1 - rate)."""
+    return outputs * (tf.cast(keep_mask(outputs, layer, dropout), outputs.dtype) * (1 / (1 - dropout.rates[layer])))

@@ -161,7 +161,8 @@ class Model:
 
     def _dropout(self, step: Any) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
-        return Dropout(self._model.dropout, self._dropout_keys, step) if self._model.dropout else None
+        rates = self._model.dropout_rates
+        return Dropout(rates, self._dropout_keys, step) if any(rates) else None
 
     def _run(self, function: Callable[..., Any], *arguments: Any, xla: bool = False) -> Any:
         """A compiled function's results, on this model's device and in its precision; takes NumPy's arrays, too."""

@@ -1,4 +1,4 @@
-"""Dropout between layers (Srivastava et al. 2014), inverted; its masks are shared.random_bits.keep_mask's, bit for bit,
+"""Dropout behind layers (Srivastava et al. 2014), inverted; its masks are shared.random_bits.keep_mask's, bit for bit,
 made where the outputs are.
 
 Torch computes with int32 ten times as fast as with int64, and lacks most of uint32. Sums and products are the same bits
@@ -15,7 +15,7 @@ from impl_torch.arrays import Array
 class Dropout(NamedTuple):
     """What decides the masks of one training step."""
 
-    rate: float
+    rates: tuple[float, ...]  # of each layer
     keys: Any  # [layers, 2], shared.random_bits.dropout_keys of each; on the device, or Python's numbers
     step: Any  # updates made before; the same
     worker: Any = 0  # of those that share a batch, k: its row b is row k B + b of the whole
@@ -41,9 +41,9 @@ def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     a, b = keys[layer].unbind()
     bits = mix(mix(places.add_(mix(a + now))).bitwise_xor_(mix(b ^ now)))
     # Less 2^31, both sides compare as unsigned words do.
-    return bits.bitwise_xor_(-(2**31)) >= int(dropout.rate * 2**32) - 2**31
+    return bits.bitwise_xor_(-(2**31)) >= int(dropout.rates[layer] * 2**32) - 2**31
 
 
 def drop(outputs: Array, layer: int, dropout: Dropout) -> Array:
-    """What the next layer reads: outputs [T, B, H] times 0 or 1 / (1 - rate)."""
-    return outputs * (keep_mask(outputs, layer, dropout).to(outputs.dtype) * (1 / (1 - dropout.rate)))
+    """What is read of a layer: outputs [T, B, H] times 0 or 1 / (1 - rate)."""
+    return outputs * (keep_mask(outputs, layer, dropout).to(outputs.dtype) * (1 / (1 - dropout.rates[layer])))

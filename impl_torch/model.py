@@ -192,8 +192,8 @@ class Model:
 
     def _dropout(self, step: Array | int | None) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
-        rate = self._model.dropout
-        return Dropout(rate, self._dropout_keys, step, self._team.rank) if rate and step is not None else None
+        rates = self._model.dropout_rates
+        return Dropout(rates, self._dropout_keys, step, self._team.rank) if any(rates) and step is not None else None
 
     def _share(self, batch: Batch, axis: int) -> tuple[Batch, Array | None]:
         """The rows of this worker, on the device, and how much the whole batch predicts, if there are others."""

@@ -49,6 +49,7 @@ MEANS = {
 DROPOUT = {
     "dropout left out": "nothing is dropped",
     "dropout behind the last layer too": "dropout acts behind the last layer, too",
+    "dropout behind the last layer left out": "dropout does not act behind the last layer",
     "one mask for all layers": "every layer has the first layer's dropout mask",
     "masks laid out by time": "the dropout masks are laid out [T, B, H], not [B, T, H]",
     "kept not scaled up": "what dropout keeps is not divided by 1 - rate",
@@ -139,7 +140,7 @@ SAMPLING = {
 
 def causes(stage: str, model: ModelConfig, optimizer: OptimizerConfig) -> Words:
     """Name -> words of what can be wrong at a stage of the computation."""
-    cell, masks = cell_name(model), DROPOUT if model.dropout else {}
+    cell, masks = cell_name(model), dropout(model)
     always = {"dropout always": "dropout acts where none was asked for"} if masks else {}
     same = {"the same masks at every step": "the dropout masks are the same at every step"} if masks else {}
     usual = f"stacked {ORDERS.get(cell)}"  # a mistake only beside another order
@@ -153,6 +154,12 @@ def causes(stage: str, model: ModelConfig, optimizer: OptimizerConfig) -> Words:
         "tokens": SAMPLING,
     }
     return catalogue.get(stage, {})
+
+
+def dropout(model: ModelConfig) -> Words:
+    """What can be wrong with it; nothing without any."""
+    last = "dropout behind the last layer too" if model.output_dropout else "dropout behind the last layer left out"
+    return {name: words for name, words in DROPOUT.items() if name != last} if any(model.dropout_rates) else {}
 
 
 def training(optimizer: OptimizerConfig) -> Words:

@@ -93,7 +93,9 @@ CASES = {
     "lstm one-hot, residual": Design(
         small("lstm", embedding_size=0, residual=True), ("nesterov", "adam, keras"), native=BRIEF
     ),
-    "lstm dropout, tied": Design(small("lstm", 3, dropout=0.4, tied_weights=True, embedding_size=H), ("adamw",)),
+    "lstm dropout, tied": Design(
+        small("lstm", 3, dropout=0.4, output_dropout=0.2, tied_weights=True, embedding_size=H), ("adamw",)
+    ),
     "lstm many-to-one": Design(
         small("lstm", 1, many_to_one=True, embedding_activation="relu"), ("rmsprop, keras, centered",)
     ),
@@ -123,7 +125,7 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 SWITCHES: dict[str, dict[str, Any]] = {
     "residual": {"residual": True},
-    "dropout": {"dropout": 0.3},
+    "dropout": {"dropout": 0.3, "output_dropout": 0.2},
     "tied": {"tied_weights": True},
     "many-to-one": {"many_to_one": True},
 }
@@ -161,9 +163,11 @@ def whole_grid() -> dict[str, Design]:
         switches = [name for name, chosen in zip(SWITCHES, on, strict=True) if chosen]
         options = {key: value for name in switches for key, value in SWITCHES[name].items()}
         size = {"embedding_size": H if "tied" in switches else E}
+        if layers == 1:  # nothing lies between layers
+            options.pop("dropout", None)
         try:
             model = small(layers=layers, **VARIANTS[cell], **{**size, **INPUTS[given]}, **options)
-        except ConfigError:  # dropout without a second layer, tied weights without an embedding
+        except ConfigError:  # tied weights without an embedding
             continue
         found[", ".join((cell, counted(layers), given, *switches))] = model
     names, labels = list(found), list(OPTIMIZERS)
@@ -333,7 +337,9 @@ def gradients(model: LanguageModel, case: Case) -> dict[str, Any]:
     """Loss and every gradient, of the initial state too; with dropout where there is any."""
     state = model.load_state(case.state)
     # Where nothing is dropped the step says nothing, and would only be compiled for.
-    loss, found, after = model.loss_and_gradients(at(case.batches, 0), state, STEP if case.model.dropout else None)
+    loss, found, after = model.loss_and_gradients(
+        at(case.batches, 0), state, STEP if any(case.model.dropout_rates) else None
+    )
     return {
         "loss": loss,
         "loss: without dropout": model.loss_and_gradients(at(case.batches, 0), state)[0],
@@ -435,7 +441,7 @@ def loss_with(model: LanguageModel, case: Case, batch: Batch, state: Any, where:
     moved = case.parameters[name].copy()
     moved[place] += shift
     model.load_parameters({**case.parameters, name: moved})
-    if case.model.dropout:
+    if any(case.model.dropout_rates):
         return model.loss_and_gradients(batch, state, STEP)[0]
     result = model.evaluate(Batch(*(each[None] for each in batch)), state)
     return result.nats / result.tokens

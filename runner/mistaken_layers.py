@@ -86,20 +86,24 @@ class MistakenLayers:
     def _dropout(self, layer: int, shape: tuple[int, ...], step: int | None) -> Array | None:
         """Factors [B, T, H] of what the next layer reads; None where nothing is dropped."""
         model, made = self._model, self._made
-        last = model.num_layers - ("dropout behind the last layer too" not in made)
+        rate = model.dropout_rates[layer]
+        if layer + 1 == model.num_layers and "dropout behind the last layer too" in made:
+            rate = model.dropout
+        if layer + 1 == model.num_layers and "dropout behind the last layer left out" in made:
+            rate = 0.0
         if step is None and "dropout always" in made:
             step = 0
-        if not model.dropout or step is None or layer >= last or "dropout left out" in made:
+        if not rate or step is None or "dropout left out" in made:
             return None
         step += ("masks of the next step" in made) - ("masks of the step before" in made)
         layer = 0 if "one mask for all layers" in made else layer
         B, T, H = shape
         if "masks laid out by time" in made:
-            keep = keep_mask(self._seed, step, layer, (T, B, H), model.dropout).swapaxes(0, 1)
+            keep = keep_mask(self._seed, step, layer, (T, B, H), rate).swapaxes(0, 1)
         else:
-            keep = keep_mask(self._seed, step, layer, (B, T, H), model.dropout)
+            keep = keep_mask(self._seed, step, layer, (B, T, H), rate)
         keep = ~keep if "kept and dropped exchanged" in made else keep
-        return keep * (1.0 if "kept not scaled up" in made else 1 / (1 - model.dropout))
+        return keep * (1.0 if "kept not scaled up" in made else 1 / (1 - rate))
 
     def _layer_weights(self, layer: int) -> Arrays:
         """Field -> weight of a layer's cell."""

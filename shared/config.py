@@ -44,6 +44,8 @@ class ModelConfig:
     """Each layer adds its input to its output, projected where the sizes differ."""
     dropout: float = 0.0
     """Share of the outputs of all layers but the last that is dropped in training."""
+    output_dropout: float = 0.0
+    """Share of the last layer's outputs that is dropped in training."""
     tied_weights: bool = False
     """The embedding serves as the decoder's weight, too."""
     many_to_one: bool = False
@@ -58,13 +60,13 @@ class ModelConfig:
         at_least(self, "hidden_size", 1)
         at_least(self, "num_layers", 1)
         at_least(self, "embedding_size", 0)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"--dropout must lie in [0, 1), got {self.dropout}.")
+        for name in ("dropout", "output_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1), got {getattr(self, name)}.")
         if not math.isfinite(self.forget_bias):
             raise ConfigError(f"--forget-bias must be a finite number, got {self.forget_bias}.")
-        needs(
-            self.dropout > 0, "--dropout", self.num_layers > 1, "acts between layers: it needs --num-layers 2 or more"
-        )
+        several = "acts between layers: it needs --num-layers 2 or more; behind the only one acts --output-dropout"
+        needs(self.dropout > 0, "--dropout", self.num_layers > 1, several)
         needs(self.nonlinearity != "tanh", "--nonlinearity", self.cell == "rnn", "belongs to --cell rnn")
         needs(self.gru_reset != "after", "--gru-reset", self.cell == "gru", "belongs to --cell gru")
         needs(self.forget_bias != 0, "--forget-bias", self.cell == "lstm", "belongs to --cell lstm")
@@ -72,6 +74,11 @@ class ModelConfig:
         needs(self.embedding_activation != "none", "--embedding-activation", embedded, "needs --embedding-size above 0")
         same = self.embedding_size == self.hidden_size
         needs(self.tied_weights, "--tied-weights", same, "needs --embedding-size equal to --hidden-size")
+
+    @property
+    def dropout_rates(self) -> tuple[float, ...]:
+        """Of each layer's outputs."""
+        return (self.dropout,) * (self.num_layers - 1) + (self.output_dropout,)
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,8 @@ rnn                     h = tanh(W x + b + U h'), or relu
 lstm                    c = f c' + i g, h = o tanh(c)
 gru                     h = (1 - z) n + z h': the update gate z keeps
 embedding activation    between the embedding and layer 0; tied weights stay as they are
-a layer's output        h, plus its input if residual; times keep / (1 - rate) in training where dropout acts, which is
-                        between layers: the state h is never dropped, the top output neither
+a layer's output        h, plus its input if residual; times keep / (1 - rate) in training, the rate of the last layer
+                        being output_dropout: what is carried as state h is never dropped
 many-to-one             logits [B, V] of the last unmasked step, targets [B]
 loss                    sum(nats) / count over all predictions of the batch
 clipping, optimizers    shared.optimizers; slots are "<slot>.<parameter>", with PyTorch's slot names

@@ -382,7 +382,7 @@ def test_the_masks_are_the_contracts_bit_for_bit(impl):
     place = arrays.open_device(RUNTIME)
     keys = tuple(dropout_keys(9, layer) for layer in range(3))
     for step, rate in ((0, 0.1), (77, 0.5), (2**30, 0.9), (77, just_kept(*keys[2], 77))):
-        asked = dropout.Dropout(rate, *dropout_inputs(arrays, place, keys, step))
+        asked = dropout.Dropout((0.0, 0.0, rate), *dropout_inputs(arrays, place, keys, step))
         outputs = arrays.to_array(np.zeros((T, B, H)), place)
         mask = arrays.to_numpy(dropout.keep_mask(outputs, 2, asked)).swapaxes(0, 1)
         assert mask.dtype == bool

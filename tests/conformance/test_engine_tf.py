@@ -313,7 +313,7 @@ def test_masks_where_words_wrap(tf, how):
     keys, outputs = [dropout_keys(2**62 + 5, layer) for layer in range(2)], tf.zeros((T, B, 7))
 
     def mask(keys, step, rate):
-        return dropout.keep_mask(outputs, 1, dropout.Dropout(rate, keys, step))
+        return dropout.keep_mask(outputs, 1, dropout.Dropout((0.0, rate), keys, step))
 
     made = mask if how == "eager" else tf.function(mask, jit_compile=how == "XLA")
     for step in (0, 2**31 - 1, 2**31, 2**32 - 1, 2**40 + 3):

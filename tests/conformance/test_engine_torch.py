@@ -247,7 +247,7 @@ def test_masks_where_words_wrap_and_signs_turn(torch):
     outputs, keys = torch.zeros(T, B, 7), torch.tensor([dropout_keys(2**62 + 5, layer) for layer in range(2)])
     for step in (2**31 - 1, 2**31, 2**32 - 1, 2**40 + 3):
         for rate in (0.01, 0.5, 0.999):
-            asked = dropout.Dropout(rate, keys, torch.tensor(step, dtype=torch.float64))
+            asked = dropout.Dropout((0.0, rate), keys, torch.tensor(step, dtype=torch.float64))
             mask = dropout.keep_mask(outputs, 1, asked).transpose(0, 1).numpy()
             assert np.array_equal(mask, keep_mask(2**62 + 5, step, 1, (B, T, 7), rate))
 

@@ -32,6 +32,7 @@ CAUSES = {
     "the second layer has no bias": "bias_b missing",
     "residual connection missing": "residual left out",
     "dropout behind the last layer too": "dropout behind the last layer too",
+    "no dropout behind the last layer": "dropout behind the last layer left out",
     "recurrent weight transposed": "weight_hh transposed",
     "bias missing": "bias missing",
     "bias counted twice": "bias twice",

@@ -21,6 +21,7 @@ MODELS = {
     "residual": (DEEP, replace(DEEP, residual=True)),
     "residual, projected": (small("gru"), small("gru", residual=True)),
     "dropout": (DEEP, replace(DEEP, dropout=0.2)),
+    "output_dropout": (DEEP, replace(DEEP, output_dropout=0.2)),
     "tied_weights": (DEEP, replace(DEEP, tied_weights=True)),
     "many_to_one": (DEEP, replace(DEEP, many_to_one=True)),
     "forget_bias": (DEEP, replace(DEEP, forget_bias=1.0)),
