@@ -65,6 +65,8 @@ class Train:
     """At the end, also go on from each of these with the likeliest, 100 tokens each."""
     length: int = 300
     """Tokens of each sample at the end."""
+    sample_epochs: int = 0
+    """Show a sample (temperature 0.8) while it learns, too, each time after so many epochs; 0: only at the end."""
     statistics: bool = True
     """Measure at the end what samples are like, where that takes less than about a tenth of the run."""
     tensorboard: bool = False
@@ -75,6 +77,7 @@ class Train:
 
     def __post_init__(self) -> None:
         zero_or_more(self, "checkpoint_seconds")
+        zero_or_more(self, "sample_epochs")
         rows, workers = self.training.batch_size, self.parallel.workers
         if rows % workers:
             fitting = ", ".join(str(n) for n in range(2, rows + 1) if rows % n == 0)
@@ -82,6 +85,7 @@ class Train:
                 f"--batch-size {rows} cannot be shared equally by {workers} workers: take a --batch-size that is a "
                 f"multiple of {workers}, or {fitting or 1} workers."
             )
+        needs(self.sample_epochs > 0, "--sample-epochs", workers == 1, "samples in one process: leave out the workers")
 
     @property
     def processes(self) -> int:

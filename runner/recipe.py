@@ -40,7 +40,14 @@ PARTS: dict[str, type] = {
     "corpus": CorpusConfig,
     "runtime": RuntimeConfig,
 }
-OWN: dict[str, type] = {"impl": str, "prompt": str, "greedy": list, "length": int, "statistics": bool}
+OWN: dict[str, type] = {
+    "impl": str,
+    "prompt": str,
+    "greedy": list,
+    "length": int,
+    "sample_epochs": int,
+    "statistics": bool,
+}
 """Options of `train` that belong to no part."""
 PLACES = {each.name: part for part, kind in PARTS.items() for each in fields(kind)} | dict.fromkeys(OWN, "")
 """Every option that a recipe may set, and the part it belongs to."""

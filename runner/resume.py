@@ -23,7 +23,7 @@ from shared.errors import ConfigError
 PLACE = {"impl", "engine", "device", "threads", "tuning", "data_parallel", "hosts", "rank"}
 FREE = PLACE | {"epochs", "max_steps", "checkpoint_seconds"}
 
-OTHERS = ("impl", "run_dir", "recipe", "prompt", "greedy", "length", "checkpoint_seconds")
+OTHERS = ("impl", "run_dir", "recipe", "prompt", "greedy", "length", "sample_epochs", "checkpoint_seconds")
 """Options of `train` alone."""
 
 
@@ -85,6 +85,7 @@ def stored_options(folder: Path) -> Train:
             prompt=config["sampling"]["prompt"],
             greedy=tuple(config["sampling"].get("greedy", ())),
             length=config["sampling"]["length"],
+            sample_epochs=config["sampling"].get("sample_epochs", 0),
             statistics=config["statistics"],
             tensorboard=config["tensorboard"],
             checkpoint_seconds=config["checkpoint_seconds"],

@@ -46,6 +46,8 @@ SHORT, SHORT_PER_SYMBOL = 500_000, 1_000
 than about a tenth of the training time (NumPy, 128 units; less with more units)."""
 GREEDY_LENGTH = 100
 """Tokens that each prompt of --greedy is continued by."""
+SHOWN, WARM = 200, 0.8
+"""Tokens of the samples on the way, and their temperature."""
 SKIPPED_IN_A_ROW = 100
 """Steps that --skip-nonfinite leaves out one after the other before it gives up."""
 
@@ -124,6 +126,8 @@ class Run:
                 if self.as_the_first(stop.requested):
                     return
                 bar.say(self.end_epoch())
+                if self.sample_is_due():
+                    bar.say(sample_at(self, SamplingConfig(prompt=self.options.prompt, length=SHOWN), WARM))
 
     def epoch(self, stop: Interruption) -> Iterator[tuple[TrainingSteps, np.ndarray, float]]:
         """The rest of the epoch, a stack a call; its steps, their learning rates, tokens per second."""
@@ -144,6 +148,11 @@ class Run:
     def as_the_first(self, value: Any) -> Any:
         """What the first of several processes has here (of JSON's kinds): only it decides whether to go on."""
         return json.loads(self.team.first(json.dumps(value).encode())) if self.team else value
+
+    def sample_is_due(self) -> bool:
+        """Whether --sample-epochs have gone by; at the end there are samples anyway."""
+        every = self.options.sample_epochs
+        return bool(every and not self.progress.reason and self.progress.epoch % every == 0)
 
     def save_is_due(self) -> bool:
         """Whether --checkpoint-seconds have gone by; at an epoch's end the run is saved anyway, once evaluated."""
@@ -414,7 +423,7 @@ def describe_run(options: Train, model: LanguageModel, facts: dict[str, Any]) ->
         "corpus": facts | to_json(options.corpus),
         **settings,
         "recipe": options.recipe,
-        "sampling": {"prompt": options.prompt, "greedy": options.greedy, "length": options.length},
+        "sampling": {name: getattr(options, name) for name in ("prompt", "greedy", "length", "sample_epochs")},
         "statistics": options.statistics,
         "tensorboard": options.tensorboard,
         "skip_nonfinite": options.skip_nonfinite,

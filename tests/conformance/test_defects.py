@@ -45,7 +45,7 @@ COMMON = [
     Defect("reset after the product", "gru reset before", "gru.py", "reset * state.hidden", "state.hidden"),
     Defect("the second layer has no bias", "wrnn", "wrnn.py", " + weights.bias_b", " + 0 * weights.bias_b"),
     Defect("residual connection missing", "lstm one-hot, residual", "unroll.py", "outputs = outputs + shortcut(", "outputs = outputs + 0 * shortcut("),
-    Defect("dropout behind the last layer too", "gru residual, dropout", "model.py", "rates = self._model.dropout_rates", "rates = (self._model.dropout,) * self._model.num_layers"),
+    Defect("dropout behind the last layer too", "gru residual, dropout", "unroll.py", "if dropout and dropout.rates[k]:", "if dropout and (dropout := dropout._replace(rates=dropout.rates[:1] * len(states))):"),
     Defect("no dropout behind the last layer", "lstm dropout, tied", "unroll.py", "dropout.rates[k]:", "dropout.rates[k] and k + 1 < model.num_layers:"),
 ]  # fmt: skip
 CELLS_ONLY = [

@@ -72,6 +72,21 @@ def test_train_leaves_a_whole_run_directory(trained):
     assert config["corpus"]["sha256"]
 
 
+def test_samples_on_the_way_change_nothing(trained):
+    folder, _ = trained
+    how = ["--epochs", 3, "--run-dir", "watched", "--length", 40, "--prompt", "the cat", "--sample-epochs", 1]
+    shown = run("--corpus", "rhyme.txt", *how, *SMALL, folder=folder)
+    on_the_way = shown.partition("temperature 0.5")[0]
+    assert on_the_way.count("the cat") == 2  # after the first and the second epoch; at the end they come anyway
+    losses = [
+        [line["loss"] for line in map(json.loads, (folder / name / "metrics.jsonl").read_text("utf-8").splitlines())]
+        for name in ("run", "watched")
+    ]
+    assert losses[0] == losses[1]
+    refused = run("--sample-epochs", 1, "--data-parallel", 2, "--impl", "torch", folder=folder, status=2)
+    assert "--sample-epochs samples in one process" in refused
+
+
 def test_the_best_checkpoint_is_the_best(trained):
     folder, _ = trained
     best, last = (load_checkpoint(folder / f"run/{name}.safetensors") for name in ("best", "last"))
