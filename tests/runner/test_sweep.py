@@ -156,19 +156,19 @@ def test_pruners_end_what_is_hopeless(base, tmp_path, pruner):
 def test_who_came_first_is_judged_again(base, tmp_path):
     search, _ = begun(base, tmp_path, "hidden_size 4,5,6,7,8,9", pruner="asha")
     held = [search.take() for _ in range(6)]
-    held[0].trial.report(7.8, 1)
-    assert not search.overtaken(0, 7.8, 2)  # nobody else has been there
-    held[1].trial.report(5.0, 1)
-    assert search.overtaken(0, 7.8, 2)
-    assert not search.overtaken(0, 7.8, 1)  # optuna judges those who are there
-    assert not search.overtaken(0, 4.9, 2)
+    held[0].trial.report(7.8, 3)
+    assert not search.overtaken(0, 7.8, 5)  # nobody else has been there
+    held[1].trial.report(5.0, 3)
+    assert search.overtaken(0, 7.8, 5)
+    assert not search.overtaken(0, 7.8, 3)  # optuna judges those who are there
+    assert not search.overtaken(0, 4.9, 5)
     for each in held[2:]:
-        each.trial.report(6.0, 2)
-    assert not search.overtaken(0, 5.5, 3)  # the second of six
-    assert search.overtaken(0, 6.5, 3)
+        each.trial.report(6.0, 5)
+    assert not search.overtaken(0, 5.5, 9)  # the second of six
+    assert search.overtaken(0, 6.5, 9)
     other, _ = begun(base, tmp_path / "other", "hidden_size 4,5", pruner="median")
-    other.take().trial.report(5.0, 1)
-    assert not other.overtaken(1, 7.8, 3)
+    other.take().trial.report(5.0, 3)
+    assert not other.overtaken(1, 7.8, 9)
 
 
 def test_what_diverges_ends(base, tmp_path):
