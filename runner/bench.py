@@ -51,7 +51,9 @@ def run(options: Bench, open_worker: OpenWorker = Worker) -> int:
             about["best_product"] = max((row["product"] for row in rows if row.get("product")), default=None)
             show(workload, [row for row in rows if row["workload"] == workload.name], options.markdown)
             if options.json:
-                write_atomically(options.json, strict_json({"machine": about, "rows": rows}))
+                # Without the texts of W5, a megabyte: they have been compared.
+                kept = [{name: value for name, value in row.items() if name != "tokens"} for row in rows]
+                write_atomically(options.json, strict_json({"machine": about, "rows": kept}))
     conclude(about, rows, options)
     return 0 if all(row["same_work"] or row["refused"] for row in rows) else 1
 
