@@ -13,7 +13,7 @@ from shared.errors import ImplementationError
 
 Array: TypeAlias = Any
 """np.ndarray, or cupy.ndarray."""
-CACHED = 2**14
+CACHED = 2**16
 """Numbers of an array that are taken at a time where each is read and written more than once: a core's cache holds
 several such pieces."""
 

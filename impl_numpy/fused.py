@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impl_numpy.arrays import Array
+from impl_numpy.arrays import Array, pieces
 from impl_numpy.gru import GRUState, GRUWeights
 from impl_numpy.lstm import LSTMState, LSTMWeights
 from impl_numpy.unroll import Cell, Engine, cell_of, layer_weights, multiply_backward, shortcut
@@ -18,6 +18,9 @@ from shared.config import ModelConfig
 
 COLUMNS = 512
 """Steps times rows whose inputs are projected in one product: it is fast from there on, and its result stays cached."""
+UNPACKED = 10**6
+"""Multiplications of a product up to which OpenBLAS has kernels that read matrices where they lie. Of larger ones it
+copies both first, which costs a fifth where one of them is a step's few columns."""
 
 
 class LSTMRecord(NamedTuple):
@@ -29,8 +32,7 @@ class LSTMRecord(NamedTuple):
 
 class GRURecord(NamedTuple):
     hidden: Array  # [T + 1, H, B]
-    gates: Array  # [T, 3H, B]: reset, update, candidate
-    recurrent: Array  # U h + b_hn of the candidate [T, H, B]
+    gates: Array  # [T, 4H, B]: reset, update, U h + b_hn of the candidate, candidate
 
 
 def unroll_fused(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Any]:
@@ -84,9 +86,23 @@ def recurrent_backward(d_sums: Array, hidden: Array) -> Array:
     return d_sums.reshape(len(d_sums), -1) @ before.T
 
 
+def blocks(weight: Array, columns: int) -> Array:
+    """A weight [M, K] that is to be multiplied with so many columns, as a stack of blocks of rows, [N, M / N, K], as
+    large as they may be for products without copies; where no number of rows is right, one block."""
+    M, K = weight.shape
+    most = min(M, UNPACKED // (K * columns)) if isinstance(weight, np.ndarray) else 0
+    rows = next((rows for rows in range(most - most % 8, 0, -8) if M % rows == 0), M)
+    return np.ascontiguousarray(weight).reshape(-1, rows, K)
+
+
 def room(like: Array, *shape: int) -> Array:
     """An array of the same kind, not yet written."""
     return np.empty_like(like, shape=shape)
+
+
+def backwards(steps: Array) -> Iterator[slice]:
+    """As many steps [T, ...] at a time as the cache holds, the last ones first."""
+    yield from reversed(list(pieces(steps)))
 
 
 def sigmoid_of_half(x: Array) -> None:
@@ -99,7 +115,7 @@ def sigmoid_of_half(x: Array) -> None:
 
 
 def together(blocks: Array) -> Array:
-    """Blocks of rows input, forget, candidate, output -> input, forget, output, candidate; and the same back."""
+    """Blocks of rows input, forget, candidate, output -> input, forget, output, candidate."""
     i, f, g, o = np.split(blocks, 4)
     return np.concatenate([i, f, o, g])
 
@@ -116,8 +132,8 @@ def lstm_arrange(weights: LSTMWeights) -> LSTMWeights:
 
 
 def lstm_advance(projected: Array, state: LSTMState, weights: LSTMWeights) -> LSTMState:
-    """One step alone, for sampling; projected [4H, B]."""
-    gate = weights.weight_hh @ state.hidden.T
+    """One step alone, for sampling; projected [4H, B], weights of the state in blocks."""
+    gate = (weights.weight_hh @ state.hidden.T).reshape(projected.shape)
     gate += projected
     np.tanh(gate, out=gate)
     i, f, o, g = gate.reshape(4, -1, gate.shape[1])
@@ -132,12 +148,12 @@ def lstm_forward(inputs: Array, state: LSTMState, weights: LSTMWeights) -> LSTMR
     weight_ih, weight_hh, bias = weights
     (T, B), H = inputs.shape[:2], weight_hh.shape[1]
     hidden, cell, gates = room(bias, T + 1, H, B), room(bias, T + 1, H, B), room(bias, T, 4 * H, B)
-    squashed, added = room(bias, T, H, B), room(bias, H, B)
-    hidden[0], cell[0] = state.hidden.T, state.cell.T
+    squashed, added, weight = room(bias, T, H, B), room(bias, H, B), blocks(weight_hh, B)
+    hidden[0], cell[0], products = state.hidden.T, state.cell.T, gates.reshape(T, *weight.shape[:2], B)
     for t, projected in enumerate(projections(inputs, weight_ih, bias)):
         gate, c = gates[t], cell[t + 1]
         i, f, o, g = gate.reshape(4, H, B)
-        np.matmul(weight_hh, hidden[t], out=gate)
+        np.matmul(weight, hidden[t], out=products[t])
         gate += projected
         np.tanh(gate, out=gate)
         sigmoid_of_half(gate[: 3 * H])
@@ -148,40 +164,52 @@ def lstm_forward(inputs: Array, state: LSTMState, weights: LSTMWeights) -> LSTMR
     return LSTMRecord(hidden, cell, gates, squashed)
 
 
+def lstm_slopes(hidden: Array, cell: Array, gates: Array, squashed: Array) -> tuple[Array, Array, Array]:
+    """Of some steps, the cells being those before them: forget gates [t, H, B]; slopes of the hidden state by the cell;
+    slopes of the sums [t, 4, H, B] as the contract stacks them, the first three by the cell, the last by the hidden."""
+    T, H, B = squashed.shape
+    i, f, o, g = gates.reshape(T, 4, H, B).swapaxes(0, 1)
+    slopes = room(gates, T, 4, H, B)
+    by_i, by_f, by_g, by_o = slopes.swapaxes(0, 1)
+    # o (1 - tanh(c)^2) = o - h tanh(c)
+    through = hidden * squashed
+    np.subtract(o, through, out=through)
+    # i (1 - i) g and i (1 - g^2)
+    np.multiply(i, g, out=by_i)
+    np.multiply(by_i, g, out=by_g)
+    np.subtract(i, by_g, out=by_g)
+    by_i -= by_i * i
+    # f (1 - f) c
+    np.multiply(f, cell, out=by_f)
+    by_f -= by_f * f
+    # o (1 - o) tanh(c) = h (1 - o)
+    np.multiply(hidden, o, out=by_o)
+    np.subtract(hidden, by_o, out=by_o)
+    return f, through, slopes
+
+
 def lstm_backward(
     d_outputs: Array, inputs: Array, weights: LSTMWeights, record: LSTMRecord
 ) -> tuple[Array | None, LSTMState, dict[str, Array]]:
     """All steps back."""
     hidden, cell, gates, squashed = record
     T, H, B = squashed.shape
-    weight_ih, weight_hh = together(weights.weight_ih), together(weights.weight_hh)
-    d_sums, d_gate, slopes, some = (room(gates, *shape) for shape in ((4 * H, T, B), (4 * H, B), (3 * H, B), (H, B)))
+    weight = blocks(weights.weight_hh.T, B)
+    d_sums, some = room(gates, 4 * H, T, B), room(gates, H, B)
     d_hidden, d_cell = np.zeros_like(hidden[0]), np.zeros_like(hidden[0])
-    d_i, d_f, d_o, d_g = d_gate.reshape(4, H, B)
-    for t in reversed(range(T)):
-        sigmoids = gates[t, : 3 * H]
-        i, f, o, g = gates[t].reshape(4, H, B)
-        d_hidden += d_outputs[t].T
-        np.multiply(d_hidden, squashed[t], out=d_o)
-        # o (1 - tanh(c)^2) = o - h tanh(c)
-        d_cell += np.multiply(d_hidden, o, out=some)
-        d_cell -= np.multiply(d_o, hidden[t + 1], out=some)
-        np.multiply(d_cell, g, out=d_i)
-        np.multiply(d_cell, cell[t], out=d_f)
-        np.subtract(1, sigmoids, out=slopes)
-        slopes *= sigmoids
-        d_gate[: 3 * H] *= slopes
-        np.multiply(g, g, out=some)
-        np.subtract(1, some, out=some)
-        some *= i
-        np.multiply(some, d_cell, out=d_g)
-        d_cell *= f
-        np.matmul(weight_hh.T, d_gate, out=d_hidden)
-        d_sums[:, t] = d_gate
-    d_inputs, d_weight_ih = inputs_backward(d_sums, inputs, weight_ih)
+    for steps in backwards(gates):
+        forget, through, slopes = lstm_slopes(hidden[1:][steps], cell[:-1][steps], gates[steps], squashed[steps])
+        for t in reversed(range(len(slopes))):
+            d_hidden += d_outputs[steps][t].T
+            d_cell += np.multiply(d_hidden, through[t], out=some)
+            slopes[t, :3] *= d_cell
+            slopes[t, 3] *= d_hidden
+            d_cell *= forget[t]
+            np.matmul(weight, slopes[t].reshape(4 * H, B), out=d_hidden.reshape(*weight.shape[:2], B))
+        d_sums[:, steps] = slopes.reshape(-1, 4 * H, B).swapaxes(0, 1)
+    d_inputs, d_weight_ih = inputs_backward(d_sums, inputs, weights.weight_ih)
     found = d_weight_ih, recurrent_backward(d_sums, hidden), d_sums.sum((1, 2))
-    d_weights = dict(zip(weights._fields, map(together, found), strict=True))
-    return d_inputs, LSTMState(d_hidden.T, d_cell.T), d_weights
+    return d_inputs, LSTMState(d_hidden.T, d_cell.T), dict(zip(weights._fields, found, strict=True))
 
 
 # --- GRU, the reset gate behind the product. --------------------------------------------------------------------------
@@ -194,9 +222,9 @@ def gru_arrange(weights: GRUWeights) -> GRUWeights:
 
 
 def gru_advance(projected: Array, state: GRUState, weights: GRUWeights) -> GRUState:
-    """One step alone, for sampling; projected [3H, B]."""
+    """One step alone, for sampling; projected [3H, B], weights of the state in blocks."""
     h, H = state.hidden.T, len(weights.bias_hn)
-    sums = weights.weight_hh @ h
+    sums = (weights.weight_hh @ h).reshape(projected.shape)
     gate = np.tanh(sums[: 2 * H] + projected[: 2 * H])
     sigmoid_of_half(gate)
     n = np.tanh(projected[2 * H :] + gate[:H] * (sums[2 * H :] + weights.bias_hn[:, None]))
@@ -207,56 +235,68 @@ def gru_forward(inputs: Array, state: GRUState, weights: GRUWeights) -> GRURecor
     """All steps of a layer."""
     weight_ih, weight_hh, bias, bias_hn = weights
     (T, B), H = inputs.shape[:2], weight_hh.shape[1]
-    hidden, gates, recurrent = room(bias, T + 1, H, B), room(bias, T, 3 * H, B), room(bias, T, H, B)
-    sums, added = room(bias, 3 * H, B), room(bias, H, B)
+    hidden, gates = room(bias, T + 1, H, B), room(bias, T, 4 * H, B)
+    added, weight = room(bias, H, B), blocks(weight_hh, B)
     hidden[0] = state.hidden.T
     for t, projected in enumerate(projections(inputs, weight_ih, bias)):
         gate, h = gates[t], hidden[t + 1]
-        r, z, n = gate.reshape(3, H, B)
-        np.matmul(weight_hh, hidden[t], out=sums)
-        np.add(projected[: 2 * H], sums[: 2 * H], out=gate[: 2 * H])
-        np.tanh(gate[: 2 * H], out=gate[: 2 * H])
-        sigmoid_of_half(gate[: 2 * H])
-        np.add(sums[2 * H :], bias_hn[:, None], out=recurrent[t])
-        np.multiply(r, recurrent[t], out=n)
+        r, z, recurrent, n = gate.reshape(4, H, B)
+        sigmoids = gate[: 2 * H]
+        np.matmul(weight, hidden[t], out=gate[: 3 * H].reshape(*weight.shape[:2], B))
+        sigmoids += projected[: 2 * H]
+        np.tanh(sigmoids, out=sigmoids)
+        sigmoid_of_half(sigmoids)
+        recurrent += bias_hn[:, None]
+        np.multiply(r, recurrent, out=n)
         n += projected[2 * H :]
         np.tanh(n, out=n)
         # (1 - z) n + z h = n + z (h - n)
         np.subtract(hidden[t], n, out=added)
         added *= z
         np.add(n, added, out=h)
-    return GRURecord(hidden, gates, recurrent)
+    return GRURecord(hidden, gates)
+
+
+def gru_slopes(hidden: Array, gates: Array) -> tuple[Array, Array]:
+    """Of some steps, the hidden states being those before them: update gates [t, H, B]; slopes of the sums by the
+    hidden state [t, 4, H, B]: the candidate's U h + b_hn, reset, update, and the candidate's W x + b."""
+    T, H, B = hidden.shape
+    r, z, recurrent, n = gates.reshape(T, 4, H, B).swapaxes(0, 1)
+    slopes = room(gates, T, 4, H, B)
+    by_recurrent, by_r, by_z, by_n = slopes.swapaxes(0, 1)
+    # (1 - z) (1 - n^2)
+    np.subtract(1, z, out=by_r)
+    np.multiply(n, n, out=by_n)
+    np.subtract(1, by_n, out=by_n)
+    by_n *= by_r
+    # z (1 - z) (h - n)
+    np.subtract(hidden, n, out=by_z)
+    by_z *= z
+    by_z *= by_r
+    # that of n, times r, and times r (1 - r) recurrent
+    np.multiply(by_n, r, out=by_recurrent)
+    np.multiply(by_recurrent, recurrent, out=by_r)
+    by_r -= by_r * r
+    return z, slopes
 
 
 def gru_backward(
     d_outputs: Array, inputs: Array, weights: GRUWeights, record: GRURecord
 ) -> tuple[Array | None, GRUState, dict[str, Array]]:
     """All steps back. The candidate's sum is split: its part of U h stands before reset and update, W x + b behind."""
-    hidden, gates, recurrent = record
-    T, H, B = recurrent.shape
-    last_first = np.concatenate([weights.weight_hh[2 * H :], weights.weight_hh[: 2 * H]])
-    d_sums, d_gate, slopes, some = (room(gates, *shape) for shape in ((4 * H, T, B), (4 * H, B), (2 * H, B), (H, B)))
-    d_hidden, d_u, product = np.zeros_like(hidden[0]), d_gate[: 3 * H], room(hidden, H, B)
-    d_recurrent, d_r, d_z, d_n = d_gate.reshape(4, H, B)
-    for t in reversed(range(T)):
-        sigmoids = gates[t, : 2 * H]
-        r, z, n = gates[t].reshape(3, H, B)
-        d_hidden += d_outputs[t].T
-        np.subtract(hidden[t], n, out=d_z)
-        d_z *= d_hidden
-        np.multiply(n, n, out=some)
-        np.subtract(1, some, out=d_n)
-        d_hidden_z = np.multiply(d_hidden, z, out=some)
-        d_hidden -= some
-        d_n *= d_hidden
-        np.multiply(d_n, recurrent[t], out=d_r)
-        np.multiply(d_n, r, out=d_recurrent)
-        np.subtract(1, sigmoids, out=slopes)
-        slopes *= sigmoids
-        d_gate[H : 3 * H] *= slopes
-        np.matmul(last_first.T, d_u, out=product)
-        np.add(product, d_hidden_z, out=d_hidden)
-        d_sums[:, t] = d_gate
+    hidden, gates = record
+    T, H, B = len(gates), *hidden.shape[1:]
+    weight = blocks(np.concatenate([weights.weight_hh[2 * H :], weights.weight_hh[: 2 * H]]).T, B)
+    d_sums, product, d_hidden = room(gates, 4 * H, T, B), room(gates, H, B), np.zeros_like(hidden[0])
+    for steps in backwards(gates):
+        update, slopes = gru_slopes(hidden[:-1][steps], gates[steps])
+        for t in reversed(range(len(slopes))):
+            d_hidden += d_outputs[steps][t].T
+            slopes[t] *= d_hidden
+            d_hidden *= update[t]
+            np.matmul(weight, slopes[t, :3].reshape(3 * H, B), out=product.reshape(*weight.shape[:2], B))
+            d_hidden += product
+        d_sums[:, steps] = slopes.reshape(-1, 4 * H, B).swapaxes(0, 1)
     d_inputs, d_weight_ih = inputs_backward(d_sums[H:], inputs, weights.weight_ih)
     d_weight_hh = recurrent_backward(d_sums[: 3 * H], hidden)
     biases = d_sums.sum((1, 2))
@@ -280,19 +320,22 @@ WAYS = {
 }
 
 
-def stepper(model: ModelConfig, parameters: Mapping[str, Array]) -> Callable[[Array, Any], tuple[Array, Any]]:
+def stepper(
+    model: ModelConfig, parameters: Mapping[str, Array], batch_size: int
+) -> Callable[[Array, Any], tuple[Array, Any]]:
     """What advances all layers by one step, with weights that are arranged once: vectors [B, I], or tokens [B] for
-    one-hot vectors, and the state -> outputs [B, H], the state after."""
+    one-hot vectors, and the state -> outputs [B, H], the state after; for so many rows, or fewer."""
     cell = cell_of(model)
     way = WAYS[cell.name]
     layers = [way.arrange(layer_weights(cell, parameters, k)) for k in range(model.num_layers)]
+    layers = [each._replace(weight_hh=blocks(each.weight_hh, batch_size)) for each in layers]
     columns = layers[0].weight_ih + layers[0].bias[:, None]
     rows = np.ascontiguousarray(columns.T)
 
     def project(inputs: Array, weights: Any) -> Array:
         if inputs.ndim == 2:
             return weights.weight_ih @ inputs.T + weights.bias[:, None]
-        return rows[inputs].T if len(inputs) == 1 else np.take(columns, inputs, axis=1)
+        return rows.take(inputs, axis=0).T if len(inputs) < len(rows) else columns.take(inputs, axis=1)
 
     def advance(inputs: Array, states: Any) -> tuple[Array, Any]:
         after = []

@@ -48,8 +48,8 @@ def choose(weights: Array, uniforms: Array) -> Array:
     and tokens, whole blocks are added up first, and tokens one by one in a single block of each row."""
     rows, V = weights.shape
     if rows == 1:
-        sums = weights[0].cumsum(dtype=np.float64)
-        return np.searchsorted(sums, uniforms * sums[-1], "right")
+        sums = weights[0].astype(np.float64).cumsum()
+        return sums.searchsorted(uniforms * sums[-1], "right")
     if V <= BLOCK:
         sums = weights.cumsum(-1, dtype=np.float64)
         return (sums <= uniforms[:, None] * sums[:, -1:]).sum(-1)

@@ -15,10 +15,11 @@ def token_nats(logits: Array, targets: Array) -> Array:
     return np.log(np.exp(shifted).sum(-1)) - picked
 
 
-def mean_nats_backward(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """Mean nats of the unmasked tokens [N], and the gradient at their logits [N, V], which it overwrites:
-    (softmax - one-hot) / N."""
+def mean_nats_backward(logits: Array, targets: Array, count: Array) -> tuple[Array, Array]:
+    """What unmasked tokens [N], of so many in all, add to the mean nats, and the gradient at their logits [N, V], which
+    it overwrites: (softmax - one-hot) / count."""
     nats = np.empty_like(logits, shape=len(logits))
+    share = 1 / np.maximum(count, 1).astype(logits.dtype)
     for piece in pieces(logits):
         rows = logits[piece]
         picks = np.arange(len(rows), like=rows), targets[piece]
@@ -27,9 +28,9 @@ def mean_nats_backward(logits: Array, targets: Array) -> tuple[Array, Array]:
         np.exp(rows, out=rows)
         sums = rows.sum(-1)
         nats[piece] = np.log(sums) - picked
-        rows /= (sums * len(logits))[:, None]
-        rows[picks] -= 1 / len(logits)
-    return nats.sum() / len(nats), logits
+        rows *= (share / sums)[:, None]
+        rows[picks] -= share
+    return nats.sum() / count, logits
 
 
 def score(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array, Array]:

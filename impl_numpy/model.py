@@ -1,5 +1,9 @@
 """The LanguageModel in NumPy; the rules are in shared.contract."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
 import numpy as np
 
 from impl_numpy.arrays import Array, kernel, open_device, to_array, to_numpy
@@ -17,6 +21,7 @@ from impl_numpy.loss import (
 )
 from impl_numpy.native import require_native
 from impl_numpy.optimizer import clip, init_slots, norms, together, update
+from impl_numpy.parallel import Each, Threads
 from impl_numpy.unroll import SCRATCH, cell_of, unroll_layers, unroll_layers_backward
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, Team, TrainingSteps
@@ -57,6 +62,7 @@ class Model:
         if self.engine == "native":
             require_native(model, self._place)
         self._engine = FUSED if self.engine == "fused" else SCRATCH
+        self._threads = Threads(self._place)
         self._dropout_keys = tuple(dropout_keys(seed, layer) for layer in range(model.num_layers))
         self._shapes = parameter_shapes(model, vocabulary_size)
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
@@ -101,7 +107,9 @@ class Model:
         return to_numpy(self._decode(outputs).swapaxes(0, 1)), state
 
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
-        loss, gradients, d_state, state = self._gradients(Batch(*map(self._array, batch)), state, self._dropout(step))
+        on_device = Batch(*map(self._array, batch))
+        with self._share(len(batch.reset)) as each:
+            loss, gradients, d_state, state = self._gradients(on_device, state, self._dropout(step), each)
         parameters = {name: to_numpy(gradients[name]) for name in self._shapes}
         return float(loss), Gradients(parameters, self.dump_state(d_state)), state
 
@@ -109,9 +117,10 @@ class Model:
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
         stacked = Batch(*map(self._array, batches))
         steps = []
-        for k, learning_rate in enumerate(learning_rates):
-            each, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(learning_rate))
-            steps.append((loss, norm, finite, to_numpy(each)))
+        with self._share(batches.reset.shape[1]) as each:
+            for k, rate in enumerate(learning_rates):
+                single, loss, norm, finite, state = self._train_step(at(stacked, k), state, float(rate), each)
+                steps.append((loss, norm, finite, to_numpy(single)))
         losses, totals, finites, each_norm = (np.array(column) for column in zip(*steps, strict=True))
         return TrainingSteps(losses, totals, finites, state, each_norm)
 
@@ -119,11 +128,10 @@ class Model:
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
         stacked = Batch(*map(self._array, batches))
         sums = np.zeros(3)
-        for k in range(len(batches.tokens)):
-            batch = at(stacked, k)
-            outputs, state = self._outputs(batch.tokens.T, zero_rows(state, batch.reset))
-            rows, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one))
-            sums += [float(each) for each in score(self._decode(rows), targets, mask)]
+        with self._share(batches.reset.shape[1]) as each:
+            for k in range(len(batches.tokens)):
+                scores, state = self._scores(at(stacked, k), state, each)
+                sums += scores
         return Evaluation(float(sums[0]), int(sums[1]), int(sums[2]), state)
 
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
@@ -152,13 +160,23 @@ class Model:
         # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = self._place.module.array(uniforms)
         arrays = self._array(prompt), self._array(prompt_lengths)
-        given = (None if each is None else self._array(each) for each in (forced, allowed))
+        given, allowed = (None if each is None else self._array(each) for each in (forced, allowed))
         state = self.initial_state(len(prompt))
-        advance = self._advance(prompt.size + uniforms.size)
-        return to_numpy(generate(advance, state, *arrays, draws, rule, *given))
+        advance = self._advance(len(prompt), prompt.size + uniforms.size)
+
+        def write(rows: slice) -> Array:
+            of_rows = [None if each is None else each[rows] for each in (*arrays, draws, given)]
+            return generate(advance, rows_of(state, rows), *of_rows[:3], rule, of_rows[3], allowed)
+
+        with self._share(len(prompt)) as each:
+            return to_numpy(np.concatenate(each(write)))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
+
+    def _share(self, rows: int) -> AbstractContextManager[Each[Any]]:
+        """Threads for so many rows. The scratch engine, which is written to be read, gives all to one."""
+        return self._threads.share(rows, self._model.hidden_size if self._engine is FUSED else 0)
 
     def _dropout(self, step: int | None) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
@@ -195,11 +213,11 @@ class Model:
         inputs, parameters = self._inputs(tokens)
         return unroll_layers(self._model, parameters, inputs, state, None, False, self._engine)[:2]
 
-    def _advance(self, count: int) -> Advance:
-        """tokens [B] -> logits [B, V], state; for so many tokens in all."""
+    def _advance(self, batch_size: int, count: int) -> Advance:
+        """tokens [B] -> logits [B, V], state; for so many rows, and tokens in all."""
         activation, folds = self._model.embedding_activation, self._folds(count)
         parameters = fold(self._parameters, activation) if folds else self._parameters
-        step = stepper(self._model, parameters) if self._engine is FUSED else self._step_plainly
+        step = stepper(self._model, parameters, batch_size) if self._engine is FUSED else self._step_plainly
         # Laid out anew once: the product of some rows is then up to a third faster.
         decoder, bias = np.ascontiguousarray(self._decoder().T), self._parameters["decoder.bias"]
 
@@ -217,14 +235,42 @@ class Model:
         outputs, state, _ = unroll_layers(self._model, self._parameters, inputs[None], state, None, False, SCRATCH)
         return outputs[0], state
 
+    def _scores(self, batch: Batch, state: State, each: Each[Any]) -> tuple[np.ndarray, State]:
+        """Summed nats, predictions and hits of a batch, and the state after."""
+
+        def share(rows: slice) -> tuple[list[float], State]:
+            some = at(batch, rows)
+            outputs, after = self._outputs(some.tokens.T, zero_rows(rows_of(state, rows), some.reset))
+            chosen, targets, mask = unmasked(*predictions(outputs, some, self._model.many_to_one))
+            return [float(number) for number in score(self._decode(chosen), targets, mask)], after
+
+        scores, afters = zip(*each(share), strict=True)
+        return np.sum(scores, 0), joined(afters)
+
     def _gradients(
-        self, batch: Batch, state: State, dropout: Dropout | None
+        self, batch: Batch, state: State, dropout: Dropout | None, each: Each[Any]
     ) -> tuple[Array, dict[str, Array], State, State]:
         """Loss, gradients of the parameters and of the given state, state after the batch."""
+        count = (batch.mask.any(1) if self._model.many_to_one else batch.mask).sum()
+
+        def share(rows: slice) -> tuple[Array, dict[str, Array], State, State]:
+            own = dropout and dropout._replace(first=rows.start)
+            return self._share_gradients(at(batch, rows), rows_of(state, rows), own, count)
+
+        losses, (gradients, *others), d_states, afters = zip(*each(share), strict=True)
+        for other in others:
+            for name, gradient in other.items():
+                gradients[name] += gradient
+        return sum(losses), gradients, joined(d_states), joined(afters)
+
+    def _share_gradients(
+        self, batch: Batch, state: State, dropout: Dropout | None, count: Array
+    ) -> tuple[Array, dict[str, Array], State, State]:
+        """The part that some rows have in them, of so many predictions in all."""
         model, engine, before = self._model, self._engine, zero_rows(state, batch.reset)
         inputs, parameters = self._inputs(batch.tokens.T)
         outputs, after, layers = unroll_layers(model, parameters, inputs, before, dropout, True, engine)
-        loss, d_outputs, decoder = self._loss(outputs, batch)
+        loss, d_outputs, decoder = self._loss(outputs, batch, count)
         d_inputs, d_states, gradients = unroll_layers_backward(model, parameters, d_outputs, before, layers, engine)
         if model.embedding_size and d_inputs is None:
             gradients |= fold_backward(gradients["rnn.weight_ih_l0"], self._parameters, model.embedding_activation)
@@ -236,20 +282,22 @@ class Model:
             gradients[name] = gradient + gradients[name] if name in gradients else gradient
         return loss, gradients, zero_rows(d_states, batch.reset), after
 
-    def _loss(self, outputs: Array, batch: Batch) -> tuple[Array, Array, dict[str, Array]]:
-        """Loss, gradients at the outputs [T, B, H] and of the decoder's parameters."""
+    def _loss(self, outputs: Array, batch: Batch, count: Array) -> tuple[Array, Array, dict[str, Array]]:
+        """Loss, gradients at the outputs [T, B, H] and of the decoder's parameters, for so many predictions in all."""
         many_to_one = self._model.many_to_one
         chosen, targets, mask = predictions(outputs, batch, many_to_one)
         rows, wanted, _ = unmasked(chosen, targets, mask)
-        loss, d_logits = mean_nats_backward(self._decode(rows), wanted)
+        loss, d_logits = mean_nats_backward(self._decode(rows), wanted, count)
         d_rows = (self._decoder().T @ d_logits.T).T
         d_outputs = predictions_backward(unmasked_backward(d_rows, mask), outputs, batch, many_to_one)
         name = "embedding.weight" if self._model.tied_weights else "decoder.weight"
         return loss, d_outputs, {name: d_logits.T @ rows, "decoder.bias": d_logits.sum(0)}
 
-    def _train_step(self, batch: Batch, state: State, learning_rate: float) -> tuple[Array, float, float, bool, State]:
+    def _train_step(
+        self, batch: Batch, state: State, learning_rate: float, threads: Each[Any]
+    ) -> tuple[Array, float, float, bool, State]:
         """Norms of the gradients, each and together; loss, whether finite, state after."""
-        loss, gradients, _, after = self._gradients(batch, state, self._dropout(self._step))
+        loss, gradients, _, after = self._gradients(batch, state, self._dropout(self._step), threads)
         each = norms({name: gradients[name] for name in self._shapes})
         norm = together(each)
         finite = bool(np.isfinite(loss) & np.isfinite(norm))
@@ -264,6 +312,21 @@ def zero_rows(state: State, reset: Array) -> State:
     return tuple(type(layer)(*(np.where(reset[:, None], 0, field) for field in layer)) for layer in state)
 
 
-def at(batches: Batch, k: int) -> Batch:
-    """One batch out of a stack."""
+def rows_of(state: State, rows: slice) -> State:
+    """The state of some rows."""
+    return tuple(type(layer)(*(field[rows] for field in layer)) for layer in state)
+
+
+def joined(states: Sequence[State]) -> State:
+    """The state of all rows, one share behind the other."""
+    if len(states) == 1:
+        return states[0]
+    return tuple(
+        type(shares[0])(*(np.concatenate(field) for field in zip(*shares, strict=True)))
+        for shares in zip(*states, strict=True)
+    )
+
+
+def at(batches: Batch, k: int | slice) -> Batch:
+    """One batch out of a stack, or some rows of a batch."""
     return Batch(*(each[k] for each in batches))

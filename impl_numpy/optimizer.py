@@ -74,6 +74,8 @@ def update(
     if not finite:
         return parameters, slots
     how = rule(optimizer)
+    c1, c2 = (1 - how.first ** (step + 1), 1 - how.second ** (step + 1)) if how.corrected else (1.0, 1.0)
+    rate = learning_rate * c2**0.5 / c1
     for name, parameter in parameters.items():
         flat, gradient = parameter.reshape(-1), gradients[name].reshape(-1)
         own = {slot: slots[f"{slot}.{name}"].reshape(-1) for slot in how.slots}
@@ -81,27 +83,33 @@ def update(
             some = {slot: value[piece] for slot, value in own.items()}
             if how.weight_decay:
                 flat[piece] *= 1 - learning_rate * how.weight_decay
-            change = direction(how, gradient[piece], some, step + 1)
-            flat[piece] -= velocity(how, change, some, learning_rate)
+            change = direction(how, gradient[piece], some, c2)
+            flat[piece] -= velocity(how, change, some, rate)
     return parameters, slots
 
 
-def direction(how: Rule, gradient: Array, slots: Arrays, step: int) -> Array:
-    """Advance the moments of a piece of a parameter; the change that they advise, before learning rate and velocity."""
+def direction(how: Rule, gradient: Array, slots: Arrays, c2: float) -> Array:
+    """Advance the moments of a piece of a parameter; the change that they advise, before learning rate and velocity.
+    Of the corrections, only epsilon's is made here: c1 and sqrt(c2) are factors of the learning rate."""
     if not how.square:
         return gradient
-    square = slots[how.square]
+    square, top = slots[how.square], gradient
+    added = gradient * gradient
+    added *= how.added
     square *= how.second
-    square += how.added * gradient * gradient
+    square += added
     if how.mean:
         mean = slots[how.mean]
-        mean += (1 - how.first) * (gradient - mean)
-    c1, c2 = (1 - how.first**step, 1 - how.second**step) if how.corrected else (1.0, 1.0)
-    top = mean / c1 if how.corrected else gradient
-    spread = np.maximum(square - mean * mean, 0) if how.centered else square / c2
+        towards = np.subtract(gradient, mean, out=added)
+        towards *= 1 - how.first
+        mean += towards
+        top = mean if how.corrected else gradient
+    spread = np.maximum(square - mean * mean, 0) if how.centered else square
     if how.place == "inside":
-        return top / np.sqrt(spread + how.epsilon)
-    return top / (np.sqrt(spread) + (how.epsilon / c2**0.5 if how.place == "uncorrected" else how.epsilon))
+        return top / np.sqrt(spread + how.epsilon * c2)
+    length = np.sqrt(spread, out=added)
+    length += how.epsilon * (1 if how.place == "uncorrected" else c2**0.5)
+    return np.divide(top, length, out=length)
 
 
 def velocity(how: Rule, change: Array, slots: Arrays, learning_rate: float) -> Array:

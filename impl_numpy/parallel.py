@@ -1,9 +1,51 @@
-"""Workers that share each batch: NumPy has none."""
+"""Who shares a batch. Rows of a batch do not know each other, and NumPy lets other threads run while it computes: so
+each thread takes rows of its own all the way through the layers and back, with a BLAS of one thread, and nobody waits
+between two steps. Messages between processes NumPy has none."""
 
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from itertools import pairwise
+from typing import NoReturn, TypeAlias, TypeVar
 
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from impl_numpy.arrays import Device
 from shared.config import ParallelConfig, RuntimeConfig
 from shared.errors import ImplementationError
+
+LEAST = 2**12
+"""Numbers of a layer's state from which on a thread is worth it: below, threads wait for each other's Python."""
+
+Result = TypeVar("Result")
+Each: TypeAlias = Callable[[Callable[[slice], Result]], list[Result]]
+"""What a function makes of each thread's rows, all at once."""
+
+
+class Threads:
+    """As many as BLAS has been given; one where a GPU computes."""
+
+    def __init__(self, device: Device) -> None:
+        self._blas = ThreadpoolController().select(user_api="blas")
+        counts = [library["num_threads"] for library in self._blas.info()] if device.module is np else []
+        self._count = max(counts, default=1)
+        self._pool = ThreadPoolExecutor(self._count)
+
+    @contextmanager
+    def share(self, rows: int, width: int) -> Iterator[Each]:
+        """Rows whose states are so wide, as many for each thread as for the others; few of them for one alone.
+        Meanwhile BLAS has one thread: more of them would go on waiting for work beside those that have some."""
+        count = max(1, min(self._count, rows, rows * width // LEAST))
+        first, *others = (slice(*ends) for ends in pairwise(rows * k // count for k in range(count + 1)))
+
+        def each(function: Callable[[slice], Result]) -> list[Result]:
+            started = [self._pool.submit(copy_context().run, function, share) for share in others]
+            return [function(first), *(each.result() for each in started)]
+
+        with self._blas.limit(limits=1 if others else None):
+            yield each
 
 
 def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> NoReturn:

@@ -1,0 +1,189 @@
+"""What only NumPy's fused engine has: rows shared among threads, and products by blocks."""
+
+import importlib
+import inspect
+import types
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import REQUIRED
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from impl_numpy import fused, parallel
+from impl_numpy.arrays import open_device
+from runner.examination import CASES, Examinee, compare, make_case
+from runner.registry import create_model
+from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
+from shared.contract import Batch
+from shared.initializers import initial_parameters
+from shared.sampling import SamplingRule, sampling_uniforms
+
+pytestmark = pytest.mark.skipif("numpy" not in REQUIRED, reason="NumPy is not under test here")
+COUNT = 3
+SHARED = ("lstm", "gru", "lstm dropout, tied", "lstm many-to-one", "gru residual, dropout", "lstm one-hot, residual")
+DEFECTS = {
+    "masks of the first thread's rows for all": ("impl_numpy.model", "rows.start", "0"),
+    "each thread's own mean": ("impl_numpy.model", "wanted, count)", "wanted, max(1, len(wanted)))"),
+    "one thread's gradients": ("impl_numpy.model", "gradients[name] += gradient", "pass"),
+    "one thread's state": (
+        "impl_numpy.model",
+        "zip(*states, strict=True)",
+        "zip(*[states[0]] * len(states), strict=True)",
+    ),
+}
+
+
+@pytest.fixture
+def shares(monkeypatch):
+    """Three threads, however few cores there are; how many had shares, call by call."""
+    seen, right, prepare = [], parallel.Threads.share, parallel.Threads.__init__
+
+    def of_three(self, device):
+        prepare(self, device)
+        self._count, self._pool = COUNT, parallel.ThreadPoolExecutor(COUNT)
+
+    @contextmanager
+    def watched(self, rows, width):
+        with right(self, rows, width) as each:
+            yield lambda function: (found := each(function), seen.append(len(found)))[0]
+
+    monkeypatch.setattr(parallel, "LEAST", 1)
+    monkeypatch.setattr(parallel.Threads, "__init__", of_three)
+    monkeypatch.setattr(parallel.Threads, "share", watched)
+    return seen
+
+
+def wrong(name):
+    case = make_case(name, CASES[name])
+    expected = Examinee("numpy", "cpu").measure(case, "float64")["quantities"]
+    found = Examinee("numpy", "cpu").measure(case, "float64", "fused")["quantities"]
+    return [row for row in compare(found, expected, "float64", case) if not row["ok"]]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_threads_that_share_a_batch_compute_what_one_computes(name, shares):
+    assert wrong(name) == []
+    assert max(shares) == COUNT
+
+
+@pytest.mark.parametrize("what", DEFECTS)
+def test_a_wrong_share_is_noticed(what, shares, monkeypatch):
+    module, old, new = DEFECTS[what]
+    real = importlib.import_module(module)
+    source = inspect.getsource(real)
+    assert source.count(old) == 1, f"{module} no longer holds {old!r} once: renew this defect"
+    changed = types.ModuleType(module)
+    exec(compile(source.replace(old, new), str(real.__file__), "exec"), changed.__dict__)  # noqa: S102 - our own source
+    monkeypatch.setattr("impl_numpy.create_model", changed.create_model)
+    assert wrong("lstm dropout, tied")
+
+
+def test_rows_are_shared_evenly_and_not_too_few(monkeypatch):
+    threads = parallel.Threads(open_device(RuntimeConfig(device="cpu")))
+    monkeypatch.setattr(threads, "_count", 4)
+
+    def ends(rows, width):
+        with threads.share(rows, width) as each:
+            return each(lambda share: (share.start, share.stop))
+
+    assert ends(10, 4096) == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    assert ends(10, parallel.LEAST // 4) == [(0, 5), (5, 10)]
+    assert ends(2, 10**6) == [(0, 1), (1, 2)]
+    assert ends(64, 0) == [(0, 64)]
+    assert ends(0, 512) == [(0, 0)]
+
+
+def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():
+    def numbers():
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+    with threadpool_limits(2, "blas"):
+        threads = parallel.Threads(open_device(RuntimeConfig(device="cpu")))
+        with threads.share(64, 512) as each:
+            assert len(each(lambda share: share)) == 2
+            assert numbers() == {1}
+        assert numbers() == {2}
+        with threads.share(1, 512):
+            assert numbers() == {2}
+
+
+def test_what_a_thread_raises_arrives(shares):
+    def fail(share):
+        raise ZeroDivisionError(share.start)
+
+    shared = parallel.Threads(open_device(RuntimeConfig(device="cpu")))
+    with pytest.raises(ZeroDivisionError), shared.share(9, 9) as each:
+        each(fail)
+
+
+def test_no_thread_warns_of_overflow(shares):
+    config = ModelConfig(hidden_size=8, embedding_size=0)
+    model = create_model("numpy", config, OptimizerConfig(), 5, RuntimeConfig("fused", "cpu", "float32"))
+    model.load_parameters({name: 1e38 * value for name, value in initial_parameters(config, 5, 1).items()})
+    tokens = np.arange(60, dtype=np.int32).reshape(1, 6, 10) % 5
+    batch = Batch(tokens, tokens, np.ones(tokens.shape, bool), np.zeros((1, 6), bool))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps = model.train_steps(batch, model.initial_state(6), np.array([1e-3]))
+    assert not steps.finite.any()
+    assert max(shares) == COUNT
+
+
+def test_each_text_is_its_own_whoever_writes_it(shares):
+    """As many texts, one at a time and by three threads."""
+    config = ModelConfig(hidden_size=24, embedding_size=6, num_layers=2)
+    model = create_model("numpy", config, OptimizerConfig(), 11, RuntimeConfig("fused", "cpu", "float64"))
+    model.load_parameters({name: 8 * value for name, value in initial_parameters(config, 11, 1).items()})
+    prompt, lengths = np.arange(35, dtype=np.int32).reshape(7, 5) % 11, np.array([5, 1, 2, 5, 4, 3, 1], np.int32)
+    drawn, rule = sampling_uniforms(3, 7, 40), SamplingRule(0.9, top_k=7, end=2)
+    forced = np.full((7, 40), -1, np.int32)
+    forced[np.arange(7), np.arange(7)] = np.arange(7)
+    allowed = np.ones((40, 11), bool)
+    allowed[20:, 4] = False
+    together = model.generate(prompt, lengths, drawn, rule, forced, allowed)
+    assert max(shares) == COUNT
+    for row in range(7):
+        one = slice(row, row + 1)
+        alone = model.generate(prompt[one], lengths[one], drawn[one], rule, forced[one], allowed)
+        assert np.array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [(64, 5, (2, 32, 16)), (63, 5, (1, 63, 16)), (64, 999, (1, 64, 16)), (48, 7, (3, 16, 16))],
+)
+def test_blocks(rows, columns, expected, monkeypatch):
+    monkeypatch.setattr(fused, "UNPACKED", 32 * 16 * 5 + 15)
+    weight = np.random.default_rng(0).normal(size=(16, rows)).T
+    stacked = fused.blocks(weight, columns)
+    assert stacked.shape == expected
+    x = np.random.default_rng(1).normal(size=(16, columns))
+    assert np.allclose((stacked @ x).reshape(rows, columns), weight @ x, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_layers_by_blocks(cell, monkeypatch):
+    """The same gradients and texts, up to the order of sums."""
+    config = ModelConfig(hidden_size=16, embedding_size=4, cell=cell, num_layers=2)
+    random = np.random.default_rng(5)
+    tokens = random.integers(0, 9, (2, 3, 7)).astype(np.int32)
+    batch = Batch(tokens[0], tokens[1], np.ones((3, 7), bool), np.zeros(3, bool))
+
+    def answers():
+        model = create_model("numpy", config, OptimizerConfig(), 9, RuntimeConfig("fused", "cpu", "float64"))
+        model.load_parameters({name: 3 * value for name, value in initial_parameters(config, 9, 1).items()})
+        _, gradients, _ = model.loss_and_gradients(batch, model.initial_state(3))
+        texts = model.generate(tokens[0], np.full(3, 7, np.int32), sampling_uniforms(1, 3, 30), SamplingRule())
+        return gradients.parameters, texts
+
+    (whole, texts), made = answers(), []
+    right = fused.blocks
+    monkeypatch.setattr(fused, "UNPACKED", 8 * 64 * 3)
+    monkeypatch.setattr(fused, "blocks", lambda *given: made.append(right(*given)) or made[-1])
+    by_blocks, same_texts = answers()
+    assert all(len(stacked) > 1 for stacked in made)
+    assert len(made) == 6
+    assert np.array_equal(texts, same_texts)
+    assert all(np.abs(whole[name] - by_blocks[name]).max() < 1e-14 for name in whole)
