@@ -285,7 +285,7 @@ def gru_backward(
 ) -> tuple[Array | None, GRUState, dict[str, Array]]:
     """All steps back. The candidate's sum is split: its part of U h stands before reset and update, W x + b behind."""
     hidden, gates = record
-    T, H, B = len(gates), *hidden.shape[1:]
+    T, (H, B) = len(gates), hidden.shape[1:]
     weight = blocks(np.concatenate([weights.weight_hh[2 * H :], weights.weight_hh[: 2 * H]]).T, B)
     d_sums, product, d_hidden = room(gates, 4 * H, T, B), room(gates, H, B), np.zeros_like(hidden[0])
     for steps in backwards(gates):

@@ -159,14 +159,13 @@ class Model:
     ) -> np.ndarray:
         # Sums are made in float64 whatever the model's precision, so the uniforms are not cast to it.
         draws = self._place.module.array(uniforms)
-        arrays = self._array(prompt), self._array(prompt_lengths)
-        given, allowed = (None if each is None else self._array(each) for each in (forced, allowed))
-        state = self.initial_state(len(prompt))
+        first, lengths = self._array(prompt), self._array(prompt_lengths)
+        given, chosen_from = (None if each is None else self._array(each) for each in (forced, allowed))
         advance = self._advance(len(prompt), prompt.size + uniforms.size)
 
         def write(rows: slice) -> Array:
-            of_rows = [None if each is None else each[rows] for each in (*arrays, draws, given)]
-            return generate(advance, rows_of(state, rows), *of_rows[:3], rule, of_rows[3], allowed)
+            state, own = self.initial_state(len(prompt[rows])), None if given is None else given[rows]
+            return generate(advance, state, first[rows], lengths[rows], draws[rows], rule, own, chosen_from)
 
         with self._share(len(prompt)) as each:
             return to_numpy(np.concatenate(each(write)))
