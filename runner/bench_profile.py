@@ -30,7 +30,8 @@ class Subject(Contestant):
     def parts(self) -> dict[str, float]:
         """Seconds of a step's parts, the quickest of some calls each. What `backward` and `update` cost is a difference
         of two: the gradients that the contract hands out are copied to the host, a step's own are not, so update may
-        come out below zero, where it counts for nothing."""
+        come out below zero, where it counts for nothing. `products alone`: what a step's matrix products would take at
+        the best rate that this process reaches with large ones."""
         model, workload = self._subject.model, self._workload
         batch, state = workload.batch(0), model.initial_state(workload.batch_size)
         call = quickest(lambda: self._subject.train(next(self._stacks)))
@@ -39,7 +40,8 @@ class Subject(Contestant):
         step = call / workload.stack
         backward = max(0.0, min(both, step) - forward)
         parts = {"forward": forward, "backward": backward, "clip and update": max(0.0, step - forward - backward)}
-        return {**self._seconds, "step": step, **parts}
+        bound = workload.operations() / self.yardsticks()["product"]
+        return {**self._seconds, "step": step, "products alone": bound, **parts}
 
     def operations(self) -> list[tuple[str, float, int]]:
         """Name, seconds of a step and calls of the longest operations; none where the framework compiles the step to
