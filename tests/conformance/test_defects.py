@@ -120,7 +120,7 @@ BY_HAND = [
     Defect("repeated tokens dropped", "rnn", "arrays.py", "table[present] += np.add.reduceat(values[order], starts, axis=0)", "table[rows] = values"),
     Defect("gradient of a reset row's state", "rnn", "model.py", "zero_rows(d_states, batch.reset), after", "d_states, after"),
     Defect("second layer reads the first one's state", "rnn", "unroll.py", "d_outputs, inputs, states[k], weights, record)", "d_outputs, inputs, states[0], weights, record)"),
-    Defect("mask missing from the loss", "rnn", "loss.py", "if mask.all():", "if True:"),
+    Defect("mask missing from the loss", "rnn", "model.py", "count = (batch.mask.any(1)", "batch = batch._replace(mask=np.ones_like(batch.mask))\n        count = (batch.mask.any(1)"),
     Defect("mean over padding in the loss", "rnn", "model.py", "else batch.mask).sum()", "else batch.mask).size"),
     Defect("norm of each tensor alone", "rnn", "optimizer.py", "gradient * scale.astype", "gradient * (limit / np.maximum(np.sqrt((gradient**2).sum()), limit)).astype"),
     Defect("clipping by value on one side", "lstm", "optimizer.py", "gradient.clip(-limit, limit)", "gradient.clip(None, limit)"),
