@@ -95,6 +95,11 @@ def blocks(weight: Array, columns: int) -> Array:
     return np.ascontiguousarray(weight).reshape(-1, rows, K)
 
 
+def multiply_blocks(weight: Array, columns: Array, out: Array) -> None:
+    """A weight in blocks, times [K, B], into out [M, B]."""
+    np.matmul(weight, columns, out=out.reshape(*weight.shape[:2], -1))
+
+
 def room(like: Array, *shape: int) -> Array:
     """An array of the same kind, not yet written."""
     return np.empty_like(like, shape=shape)
@@ -102,7 +107,7 @@ def room(like: Array, *shape: int) -> Array:
 
 def backwards(steps: Array) -> Iterator[slice]:
     """As many steps [T, ...] at a time as the cache holds, the last ones first."""
-    yield from reversed(list(pieces(steps)))
+    return reversed(list(pieces(steps)))
 
 
 def sigmoid_of_half(x: Array) -> None:
@@ -149,11 +154,11 @@ def lstm_forward(inputs: Array, state: LSTMState, weights: LSTMWeights) -> LSTMR
     (T, B), H = inputs.shape[:2], weight_hh.shape[1]
     hidden, cell, gates = room(bias, T + 1, H, B), room(bias, T + 1, H, B), room(bias, T, 4 * H, B)
     squashed, added, weight = room(bias, T, H, B), room(bias, H, B), blocks(weight_hh, B)
-    hidden[0], cell[0], products = state.hidden.T, state.cell.T, gates.reshape(T, *weight.shape[:2], B)
+    hidden[0], cell[0] = state.hidden.T, state.cell.T
     for t, projected in enumerate(projections(inputs, weight_ih, bias)):
         gate, c = gates[t], cell[t + 1]
         i, f, o, g = gate.reshape(4, H, B)
-        np.matmul(weight, hidden[t], out=products[t])
+        multiply_blocks(weight, hidden[t], gate)
         gate += projected
         np.tanh(gate, out=gate)
         sigmoid_of_half(gate[: 3 * H])
@@ -205,7 +210,7 @@ def lstm_backward(
             slopes[t, :3] *= d_cell
             slopes[t, 3] *= d_hidden
             d_cell *= forget[t]
-            np.matmul(weight, slopes[t].reshape(4 * H, B), out=d_hidden.reshape(*weight.shape[:2], B))
+            multiply_blocks(weight, slopes[t].reshape(4 * H, B), d_hidden)
         d_sums[:, steps] = slopes.reshape(-1, 4 * H, B).swapaxes(0, 1)
     d_inputs, d_weight_ih = inputs_backward(d_sums, inputs, weights.weight_ih)
     found = d_weight_ih, recurrent_backward(d_sums, hidden), d_sums.sum((1, 2))
@@ -242,7 +247,7 @@ def gru_forward(inputs: Array, state: GRUState, weights: GRUWeights) -> GRURecor
         gate, h = gates[t], hidden[t + 1]
         r, z, recurrent, n = gate.reshape(4, H, B)
         sigmoids = gate[: 2 * H]
-        np.matmul(weight, hidden[t], out=gate[: 3 * H].reshape(*weight.shape[:2], B))
+        multiply_blocks(weight, hidden[t], gate[: 3 * H])
         sigmoids += projected[: 2 * H]
         np.tanh(sigmoids, out=sigmoids)
         sigmoid_of_half(sigmoids)
@@ -294,7 +299,7 @@ def gru_backward(
             d_hidden += d_outputs[steps][t].T
             slopes[t] *= d_hidden
             d_hidden *= update[t]
-            np.matmul(weight, slopes[t, :3].reshape(3 * H, B), out=product.reshape(*weight.shape[:2], B))
+            multiply_blocks(weight, slopes[t, :3].reshape(3 * H, B), product)
             d_hidden += product
         d_sums[:, steps] = slopes.reshape(-1, 4 * H, B).swapaxes(0, 1)
     d_inputs, d_weight_ih = inputs_backward(d_sums[H:], inputs, weights.weight_ih)

@@ -42,7 +42,7 @@ class Threads:
 
         def each(function: Callable[[slice], Result]) -> list[Result]:
             started = [self._pool.submit(copy_context().run, function, share) for share in others]
-            return [function(first), *(each.result() for each in started)]
+            return [function(first), *(future.result() for future in started)]
 
         with self._blas.limit(limits=1 if others else None):
             yield each
