@@ -10,7 +10,7 @@ from runner import accuracy, module_check
 from runner.cli import Check
 from runner.console import say, show_table
 from runner.environment import available_cores
-from runner.examination import CELLS, OPTIMIZERS, SLOPE_BOUND, Case, Examinee, K, cases, compare, grid_cases
+from runner.examination import OPTIMIZERS, SLOPE_BOUND, Case, Design, Examinee, K, compare, designs, make_case
 from runner.localiser import explain, sentences
 from runner.progress import Tally, tally_progress
 from runner.registry import IMPLEMENTATIONS, chosen
@@ -52,7 +52,8 @@ def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     if options.accuracy:
         return accuracy.run(options, open_worker)
     dtypes: Sequence[Dtype] = ("float64", "float32") if options.dtype == "both" else (options.dtype,)
-    names, asked = chosen(options.impl), asked_for(options)
+    names = chosen(options.impl)
+    asked = [make_case(name, design) for name, design in asked_for(options).items()]
     size = max(1, min(LARGEST_TEAM, len(asked), available_cores() // len(names)))
     found: list[Finding] = []
     stopped: BaseException | None = None
@@ -82,18 +83,16 @@ def run(options: Check, open_worker: Callable[..., Any] = Worker) -> int:
     return 0 if ok and complete else 1
 
 
-def asked_for(options: Check) -> list[Case]:
+def asked_for(options: Check) -> dict[str, Design]:
     """The cases of the cells, and of the part, that were asked for."""
-    found = [case for cell in (CELLS if options.cell == "all" else (options.cell,)) for case in cases(cell)]
-    if options.full:
-        found += grid_cases(options.cell)
+    found = designs(options.cell, options.full)
     if not options.part:
         return found
     part, of, count = options.part.partition("/")
     if not (options.full and of and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
         raise ConfigError(f"--part goes with --full and takes k/n, from 1/n to n/n, as in 3/40; got {options.part!r}.")
     before, after = (len(found) * number // int(count) for number in (int(part) - 1, int(part)))
-    return found[before:after]
+    return dict(list(found.items())[before:after])
 
 
 def collect(findings: Iterable[Finding], found: list[Finding], tally: Tally) -> None:

@@ -145,14 +145,11 @@ class Case(NamedTuple):
     batches: Batch  # [K, B, T]
 
 
-def cases(cell: str) -> list[Case]:
-    """The cases of a cell."""
-    return [make_case(name, design) for name, design in CASES.items() if design.model.cell == cell]
-
-
-def grid_cases(cell: str) -> list[Case]:
-    """The cases of the whole grid, of a cell or of all."""
-    return [make_case(name, design) for name, design in whole_grid().items() if cell in ("all", design.model.cell)]
+def designs(cell: str, full: bool) -> dict[str, Design]:
+    """What is examined of a cell, or of "all": the covering selection and, with `full`, the whole grid."""
+    selection = {name: CASES[name] for each in CELLS for name in CASES if CASES[name].model.cell == each}
+    found = selection | (whole_grid() if full else {})
+    return {name: design for name, design in found.items() if cell in ("all", design.model.cell)}
 
 
 def whole_grid() -> dict[str, Design]:

@@ -6,11 +6,13 @@ time        how long on two processor cores, in words
 recipe      what all runs begin from: a recipe's name, or a file of that form
 impls       implementations with commas between, each of which runs every variant; without it, the recipe's
 options     a table of options that all runs have in place of the recipe's
-variants    a list of tables: `name`, and the options in which this run differs
+variants    a list of tables: `name`, and the options in which this run differs; `recipe`, where it has another one
 columns     figures of the table (outcome.py)
 statistics  best or last: which checkpoint of every run writes the texts that are measured at five temperatures
 picture     a table: `kind`, lines, bars or temperatures; of lines `split`, train or held-out, `value`, a number of
-            metrics.jsonl, and `over`, step or epoch; of bars `metric`, a figure; `log`, true for a logarithmic axis
+            metrics.jsonl, `over`, step, epoch or seconds (of training), and `marks`, a list of tables of `name`,
+            `at` and `value`: results of others to stand beside; of bars `metric`, a figure; `log`, true for a
+            logarithmic axis of values, and of lines `log_over`, of what they run over
 """
 
 import re
@@ -43,12 +45,13 @@ PICTURES: dict[str, dict[str, tuple[str, ...]]] = {
     "lines": {
         "split": ("train", "held-out"),
         "value": ("loss", "perplexity", "bits_per_character", "learning_rate", "gradient_norm", "tokens_per_second"),
-        "over": ("step", "epoch"),
+        "over": ("step", "epoch", "seconds"),
     },
     "bars": {"metric": tuple(METRICS)},
     "temperatures": {},
 }
 """Kinds, and of each what is to be chosen."""
+MARK: dict[str, type] = {"name": str, "at": float, "value": float}
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,15 @@ def check_picture(picture: Mapping[str, Any], where: str) -> None:
     """ConfigError where it cannot be drawn."""
     check_keys([typed(picture.get("kind", ""), str, "kind", where)], PICTURES, f"{where}, kind")
     choices = PICTURES[picture["kind"]]
-    check_keys(picture, ("kind", "log", *choices), where)
-    typed(picture.get("log", False), bool, "log", where)
+    check_keys(picture, ("kind", "log", *choices, *["log_over", "marks"] * ("over" in choices)), where)
+    for key in ("log", "log_over"):
+        typed(picture.get(key, False), bool, key, where)
     for key, allowed in choices.items():
         check_keys([typed(picture.get(key, ""), str, key, where)], allowed, f"{where}, {key}")
+    for mark in typed(picture.get("marks", []), list, "marks", where):
+        check_keys(typed(mark, dict, "a mark", where), MARK, f"{where}, marks")
+        for key, kind in MARK.items():
+            typed(mark.get(key), kind, f"{key} of a mark", where)
 
 
 def planned(study: Study, options: Options, impls: list[str]) -> list[Planned]:
@@ -111,11 +119,12 @@ def planned(study: Study, options: Options, impls: list[str]) -> list[Planned]:
     recipe."""
     given = {"corpus": options.corpus, "max_steps": options.max_steps, "data_dir": options.data_dir}
     wins = {name: str(value) if name == "data_dir" else value for name, value in given.items() if value}
-    base = load_recipe(study.recipe).options | study.options
     runs: list[Planned] = []
     for variant in study.variants:
-        changes = {name: value for name, value in variant.items() if name != "name"}
+        changes = {name: value for name, value in variant.items() if name not in ("name", "recipe")}
         where = f"study {study.name}, variant {variant['name']!r}"
+        recipe = typed(variant.get("recipe", study.recipe), str, "recipe", where)
+        base = load_recipe(recipe).options | study.options
         for impl in [typed(changes["impl"], str, "impl", where)] if "impl" in changes else impls:
             wanted = configured({**base, **changes, **wins, "impl": impl}, where)
             if study.statistics:

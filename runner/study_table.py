@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from runner.study import STATISTICS, Listing
 from shared.statistics import MEASURES
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+MARKS = "DX*Pvs"
+"""Shapes of what others have."""
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
@@ -94,19 +96,24 @@ def picture(listing: Listing) -> dict[str, bytes | str]:
 
 
 def draw_lines(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A number of metrics.jsonl against steps or epochs: a colour for each variant; of several implementations the
-    first is wide and pale, so that those that coincide with it lie within."""
+    """A number of metrics.jsonl against steps, epochs or seconds, and the marks of others. Where several variants ran
+    in several implementations, a colour is a variant, and the first implementation wide and pale, so that those that
+    coincide with it lie within; else each run has its own."""
     chosen = listing.study.picture
-    variants = list(dict.fromkeys(row["name"] for row in rows))
-    impls = list(dict.fromkeys(row["impl"] for row in rows))
+    impls, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("impl", "name"))
+    crossed = len(rows) == len(impls) * len(names) and len(impls) > 1 and len(names) > 1
     figure.set_size_inches(1.3 * WIDTH, 3.6 + 0.2 * (len(rows) // 3))
     axes = figure.subplots()
-    for row in rows:
-        place, inner = variants.index(row["name"]), impls.index(row["impl"])
-        line: dict[str, Any] = {"linewidth": 3.4, "alpha": 0.45} if len(impls) > 1 and not inner else {"linewidth": 1.2}
+    for number, row in enumerate(rows):
+        place = names.index(row["name"]) if crossed else number
+        wide = crossed and row["impl"] == impls[0]
+        line: dict[str, Any] = {"linewidth": 3.4, "alpha": 0.45} if wide else {"linewidth": 1.2}
         line |= {"linestyle": DASHES[place // len(PALETTE) % len(DASHES)], "color": PALETTE[place % len(PALETTE)]}
         line |= {"marker": ".", "markersize": 4} if chosen["split"] == "held-out" else {}
         axes.plot(*points(listing, row, chosen), label=shorten(title(listing, row), 30), **line)
+    for mark, shape in zip(chosen.get("marks", ()), cycle(MARKS)):
+        look: dict[str, Any] = {"color": GREY, "linestyle": "none", "markersize": 7}
+        axes.plot(mark["at"], mark["value"], marker=shape, label=shorten(mark["name"], 40), **look)
     finished(figure, axes, listing, chosen)
     axes.set_xlabel(chosen["over"])
     axes.set_ylabel(f"{chosen['value'].replace('_', ' ')}, {chosen['split']}")
@@ -120,9 +127,12 @@ def points(listing: Listing, row: Mapping[str, Any], chosen: Mapping[str, Any]) 
     values = floats(line.get(chosen["value"]) for line in kept)
     if chosen["split"] == "train" and chosen["value"] != "gradient_norm":
         values = smooth(values)
-    steps = np.array([line["step"] for line in kept]) / (of_epoch if chosen["over"] == "epoch" else 1)
+    if chosen["over"] == "seconds":
+        places = floats(line.get("seconds") for line in kept)
+    else:
+        places = np.array([line["step"] for line in kept]) / (of_epoch if chosen["over"] == "epoch" else 1)
     thin = slice(None, None, max(1, len(kept) // POINTS))
-    return steps[thin], values[thin]
+    return places[thin], values[thin]
 
 
 def draw_bars(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -151,6 +161,8 @@ def finished(figure: Figure, axes: Axes, listing: Listing, chosen: Mapping[str, 
     """Title, scale and legend."""
     if chosen.get("log"):
         axes.set_yscale("log", nonpositive="mask")
+    if chosen.get("log_over"):
+        axes.set_xscale("log", nonpositive="mask")
     axes.legend(**LEGEND | {"ncols": 3})
     figure.suptitle(shorten(listing.study.title), x=0.01, ha="left")
 

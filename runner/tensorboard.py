@@ -48,11 +48,11 @@ class EventFiles:
         self.flush()
 
     def log(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Lines of metrics.jsonl: each number is a scalar, "<name>/<split>"."""
+        """Lines of metrics.jsonl: each number is a scalar, "<name>/<split>"; an event has a time of its own."""
         with self.writing():
             for line in lines:
                 self.logged = True
-                for name in line.keys() - {"step", "epoch", "split"}:
+                for name in line.keys() - {"step", "epoch", "split", "seconds"}:
                     scalar = self._summary.scalar(f"{name}/{line['split']}", line[name])
                     self.add(line["step"], summary=scalar)
         if time.monotonic() - self._flushed > SECONDS:

@@ -176,7 +176,8 @@ class Run:
             if progress.in_a_row >= (SKIPPED_IN_A_ROW if progress.skips else 1):
                 self.log(lines)
                 raise self.not_finite(float(steps.losses[k]), steps.parameter_norms[k])
-            lines.append(self.line(steps, k, float(rates[k]), tokens_per_second))
+            now = progress.seconds + seconds * (k + 1) / len(rates)
+            lines.append(self.line(steps, k, float(rates[k]), now, tokens_per_second))
         self.state = steps.state
         self.losses += steps.losses[steps.finite].tolist()
         progress.skipped += int((~steps.finite).sum())
@@ -184,17 +185,27 @@ class Run:
         progress.seconds += seconds
         self.log(lines)
 
-    def line(self, steps: TrainingSteps, k: int, rate: float, tokens_per_second: float) -> dict[str, Any]:
-        """Of metrics.jsonl: the k-th of these steps, which is where the run stands. A step that was left out is of a
-        split of its own, so that whoever reads the losses does not meet it."""
-        progress, loss, split = self.progress, float(steps.losses[k]), "train" if steps.finite[k] else "skipped"
-        values = metric(progress.step, progress.epoch + 1, split, loss, self.experiment.bits_per_character(loss))
+    def line(
+        self, steps: TrainingSteps, k: int, rate: float, seconds: float, tokens_per_second: float
+    ) -> dict[str, Any]:
+        """Of metrics.jsonl: the k-th of these steps, which is where the run stands, after `seconds` of training. A step
+        that was left out is of a split of its own, so that whoever reads the losses does not meet it."""
+        loss, split = float(steps.losses[k]), "train" if steps.finite[k] else "skipped"
+        values = self.metric(split, loss, self.experiment.bits_per_character(loss), seconds)
         norm = finite_or_none(float(steps.gradient_norms[k]))
         return values | {
             "learning_rate": rate,
             "gradient_norm": norm,
             "tokens_per_second": round(tokens_per_second, 1),
         }
+
+    def metric(self, split: str, loss: float, bits: float, seconds: float) -> dict[str, Any]:
+        """What all lines of metrics.jsonl have; `seconds` of training, evaluation apart."""
+        perplexity, progress = math.exp(min(loss, 700.0)), self.progress
+        values = {"loss": loss, "perplexity": perplexity, "bits_per_character": bits}
+        known = {name: value if math.isfinite(loss) else None for name, value in values.items()}
+        place = {"step": progress.step, "epoch": progress.epoch + 1, "split": split}
+        return place | known | {"seconds": round(seconds, 3)}
 
     def not_finite(self, loss: float, norms: np.ndarray) -> NotFiniteError:
         """Why the step where the run stands ends it; `norms` [P] of its gradients. Where a parameter is not finite
@@ -230,7 +241,7 @@ class Run:
                 f"After step {progress.step} the held-out loss is {score.loss:g}: the parameters have grown too large "
                 "to compute with."
             )
-        self.log([metric(progress.step, progress.epoch + 1, "held-out", score.loss, score.bits_per_character)])
+        self.log([self.metric("held-out", score.loss, score.bits_per_character, progress.seconds)])
         better = score.loss < progress.best_loss
         progress.waited = 0 if better else progress.waited + 1
         progress.reductions += lowers_rate(self.options.schedule, progress.waited)
@@ -519,14 +530,6 @@ def sample_at(run_: Run, base: SamplingConfig, temperature: float) -> str:
     """One sample; everything but the temperature is the same."""
     sampling = replace(base, temperature=temperature)
     return write_texts(run_.model, run_.experiment.vocabulary, [base.prompt], sampling)[0]
-
-
-def metric(step: int, epoch: int, split: str, loss: float, bits: float) -> dict[str, Any]:
-    """A line of metrics.jsonl."""
-    perplexity = math.exp(min(loss, 700.0))
-    values = {"loss": loss, "perplexity": perplexity, "bits_per_character": bits}
-    known = {name: value if math.isfinite(loss) else None for name, value in values.items()}
-    return {"step": step, "epoch": epoch, "split": split, **known}
 
 
 def describe(score: Score) -> str:

@@ -25,7 +25,7 @@ from shared.initializers import initial_parameters
 from shared.schedules import settled
 
 HOPELESS = 27
-"""81sts of a run after which its held-out loss must be below the unigram entropy."""
+"""81sts of a run after which its held-out loss must be below the unigram entropy, unless nothing is to be pruned."""
 LOOK = 1.0
 """Seconds between two looks at whether the search is closed."""
 
@@ -95,7 +95,8 @@ class Watch:
         value = min(best, now) if np.isfinite(now) else best
         if np.isfinite(value):
             self.held.trial.report(value, place)
-        if (place >= HOPELESS and now >= unigram) or not np.isfinite(now):
+        hopeless = place >= HOPELESS and now >= unigram and self.search.plan.pruner != "none"
+        if hopeless or not np.isfinite(now):
             state = TrialState.COMPLETE if best < unigram else TrialState.PRUNED
             raise EndedError(state, f"diverged: held-out loss {now:.3g}, unigram entropy {unigram:.3g}")
         if self.held.trial.should_prune() or self.search.overtaken(self.held.trial.number, value, place):

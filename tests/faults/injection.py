@@ -261,7 +261,8 @@ def end(folder: Path) -> str:
             for key in sorted(arrays):
                 digest.update(key.encode() + arrays[key].tobytes())
     for line in (folder / RUN / "metrics.jsonl").read_text("utf-8").splitlines():
-        values = {name: value for name, value in json.loads(line).items() if name != "tokens_per_second"}
+        values = json.loads(line)
+        values = {name: values[name] for name in values if name not in ("tokens_per_second", "seconds")}
         digest.update(json.dumps(values).encode())
     digest.update((folder / RUN / "samples.txt").read_bytes())
     return digest.hexdigest() + "".join(map(str, (folder / RUN).glob(f".*{UNFINISHED}")))

@@ -18,7 +18,7 @@ from fragile import Fragile
 from runner import check, workers
 from runner.cli import Check, Compare
 from runner.compare import NOTHING, check_cell, distance, show, time_rounds, train_float32, train_float64, verdict
-from runner.examination import CASES, make_case
+from runner.examination import CASES
 from runner.participants import Field
 from runner.workers import Task, Worker, WorkerError, share
 from shared.errors import ConfigError
@@ -143,7 +143,7 @@ class Dead:
 
 @pytest.mark.parametrize("dead", ["numpy", "reference"])
 def test_check_says_what_failed_and_what_was_not_examined(dead, monkeypatch, tmp_path, capsys):
-    asked = [make_case(name, CASES[name]) for name in ("rnn", "lstm", "gru")]
+    asked = {name: CASES[name] for name in ("rnn", "lstm", "gru")}
     monkeypatch.setattr(check, "asked_for", lambda options: asked)
     monkeypatch.setattr(check, "available_cores", lambda: 1)
     monkeypatch.setattr(Dead, "names", (dead,))

@@ -45,7 +45,8 @@ def options(name, schedule, **training):
 def logged(name, split="train"):
     """The lines of a run's log, without what is timed."""
     lines = [json.loads(line) for line in (Path(name) / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines if line["split"] == split]
+    timed = ("tokens_per_second", "seconds")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["split"] == split]
 
 
 def rates_of(name):

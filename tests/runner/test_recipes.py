@@ -23,7 +23,7 @@ SYSTEMS = {
 }
 STUDIES = {
     *("time-machine-tuning", "optimizers", "initializers", "clipping", "gates-and-residuals", "subwords"),
-    *("temperatures", "tang-improved", "time-machine-everywhere", "overfitting"),
+    *("temperatures", "tang-improved", "time-machine-everywhere", "overfitting", "shakespeare-seconds"),
 }
 SMALL = """[options]
 hidden_size = 12

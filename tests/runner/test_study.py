@@ -157,6 +157,25 @@ def test_table_picture_and_files(folder):
     assert "--run-dir" in shown
 
 
+def test_seconds_marks_and_another_recipe(folder):
+    (folder / "large.toml").write_text(RECIPE.replace("hidden_size = 12", "hidden_size = 20"), "utf-8")
+    marks = 'over = "seconds"\nlog_over = true\nmarks = [{ name = "nobody\'s <i>", at = 0.5, value = 3.0 }]'
+    text = STUDY.replace('over = "step"', marks).replace(
+        'name = "two layers"', 'name = "larger"\nrecipe = "large.toml"'
+    )
+    (folder / "rates.toml").write_text(text, "utf-8")
+    run(folder, "--max-steps", "3", "--workers", "2")
+    assert ["--hidden-size 20" in row["command"] for row in rows(folder)] == [False, False, True]
+    picture = (folder / "runs/study-rates/study.svg").read_text("utf-8")
+    assert "nobody's &lt;i&gt;" in picture
+    assert "seconds" in picture
+    lines = [json.loads(line) for line in metrics(folder, 1).read_text("utf-8").splitlines()]
+    trained = [line["seconds"] for line in lines if line["split"] == "train"]
+    assert trained == sorted(trained)
+    assert lines[-1]["split"] == "held-out"
+    assert trained[-1] == pytest.approx(lines[-1]["seconds"], abs=2e-3)
+
+
 def test_bars_and_temperatures(folder):
     bars = STUDY.replace(
         'kind = "lines"\nsplit = "train"\nvalue = "loss"\nover = "step"', 'kind = "bars"\nmetric = "steps"'
@@ -206,6 +225,13 @@ def test_a_run_that_diverges_is_a_result_and_one_that_fails_is_not(folder):
             "kind: 'line' is unknown. Did you mean lines? Allowed: bars, lines, temperatures",
         ),
         ('value = "loss"', 'value = "lose"', "value: 'lose' is unknown. Did you mean loss"),
+        (
+            'over = "step"',
+            'over = "seconds"\nmarks = [{ name = "x", at = 1 }]',
+            "at of a mark must be of type float, got 1",
+        ),
+        ('over = "step"', 'over = "step"\nmarks = [{ place = 1.0 }]', "marks: 'place' is unknown"),
+        ('name = "GRU, fast"', 'name = "GRU"\nrecipe = "smal.toml"', "neither a recipe nor a file called 'smal.toml'"),
         ('name = "GRU, fast"', 'name = "slow"', "needs variants, each of another name"),
         ('name = "GRU, fast"', "", "name of variant 2 must be of type str, got None"),
         ("title =", "titel =", "'titel' is unknown. Did you mean title"),

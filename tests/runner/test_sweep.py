@@ -173,13 +173,22 @@ def test_who_came_first_is_judged_again(base, tmp_path):
 
 def test_what_diverges_ends(base, tmp_path):
     base = replace(base, optimizer=replace(base.optimizer, optimizer="sgd", clip_norm=0.0))
-    search, worker = begun(base, tmp_path, "learning_rate 1e-6,1e30")
+    search, worker = begun(base, tmp_path, "learning_rate 1e-6,1e30", pruner="median")
     worker.work()
     slow, wild = sorted(search.trials(), key=lambda each: each.params["training.learning_rate"])
     assert slow.state == wild.state == TrialState.PRUNED
     assert "unigram entropy" in slow.user_attrs["result"]["reason"]
     assert "diverged" in wild.user_attrs["result"]["reason"]
     assert 20 <= slow.user_attrs["result"]["steps"] < 30
+
+
+def test_without_a_pruner_only_what_is_no_number_ends(base, tmp_path):
+    base = replace(base, optimizer=replace(base.optimizer, optimizer="sgd", clip_norm=0.0))
+    search, worker = begun(base, tmp_path, "learning_rate 1e-6,1e38", pruner="none")
+    worker.work()
+    slow, wild = sorted(search.trials(), key=lambda each: each.params["training.learning_rate"])
+    assert (slow.state, slow.user_attrs["result"]["steps"]) == (TrialState.COMPLETE, 60)
+    assert wild.state == TrialState.PRUNED
 
 
 def test_a_run_that_stalls_ends_and_keeps_its_best(base, tmp_path):

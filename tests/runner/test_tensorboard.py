@@ -61,7 +61,7 @@ def test_everything_that_is_logged_is_there(tmp_path, corpus):
     values, lines = shown(folder / "tensorboard"), metrics(folder)
     assert Counter(line["split"] for line in lines).keys() == {"train", "held-out"}
     for line in lines:
-        for name in line.keys() - {"step", "epoch", "split"}:
+        for name in line.keys() - {"step", "epoch", "split", "seconds"}:
             assert values.pop((line["step"], f"{name}/{line['split']}")) == pytest.approx(line[name], rel=1e-6)
     samples = (folder / "samples.txt").read_text("utf-8")
     assert len(values) == 5
