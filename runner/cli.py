@@ -306,7 +306,8 @@ class Sweep:
     """Every point; points at random; or points where a model of the results so far expects most."""
     pruner: Literal["none", "median", "asha", "hyperband"] = "asha"
     """What ends a run early: nothing; a loss above the median of the others at that moment; not being in the best third
-    at each of a few moments (successive halving); or that with several first moments."""
+    at each of a few moments (successive halving); or that with several first moments. Unless it is nothing, also a loss
+    above that of the characters' frequencies after a third of the steps."""
     trials: int = 0
     """Runs at most; 0: the whole grid, else 64."""
     seconds: float = 0.0

@@ -131,10 +131,10 @@ def show(result: Mapping[str, Any]) -> None:
             + ", ".join(f"{words({name: ''}).strip()} {share:.0%}" for name, share in result["importance"].items())
         )
     counts = ", ".join(f"{count} {name}" for name, count in result["counts"].items() if count)
-    say(
-        f"{counts}; {result['pruned_share']:.0%} pruned, which saved about {duration(result['saved_seconds'])} of "
-        f"training; {duration(result['trained_seconds'])} were trained in {duration(result['seconds'])}."
-    )
+    share, saved = result["pruned_share"], duration(result["saved_seconds"])
+    pruned = f"{share:.0%} pruned, which saved about {saved} of training; " if share else ""
+    trained, whole = duration(result["trained_seconds"]), duration(result["seconds"])
+    say(f"{counts}; {pruned}{trained} were trained in {whole}.")
     for reason, count in failures(result).items():
         say(f"{count} failed: {reason}", "yellow")
 
