@@ -1,6 +1,7 @@
 """What the user sees: one console, tables, and text that cannot steer the terminal."""
 
 from collections.abc import Iterable, Sequence
+from textwrap import fill
 
 from rich.console import Console, OverflowMethod
 from rich.table import Table
@@ -9,6 +10,10 @@ from rich.text import Text
 from runner.text import visible
 
 console = Console(highlight=False, soft_wrap=True)
+HEADING = 12
+"""Columns of the terminal that a heading may take in a table that is too wide."""
+ANY = 10_000
+"""As wide as a table likes to be."""
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -28,18 +33,32 @@ def show_table(
     right: Sequence[int] = (),
     wrap: Sequence[int] = (),
 ) -> None:
-    """Print a table: numbers (`right`) aligned, long texts (`wrap`) folded; East Asian characters count as two wide."""
+    """Print a table: numbers (`right`) aligned, long texts (`wrap`) folded, and headings where it would be too wide;
+    East Asian characters count as two wide."""
+    lines = [[plain(cell) for cell in row] for row in rows]
+    found = built(title, columns, lines, right, wrap)
+    if console.measure(found, options=console.options.update(width=ANY)).maximum > console.width:
+        widest = [max([HEADING, *(line[place].cell_len for line in lines)]) for place in range(len(columns))]
+        folded = [fill(heading, width, break_long_words=False) for heading, width in zip(columns, widest, strict=True)]
+        found = built(title, folded, lines, right, wrap)
+    console.print(found)
+
+
+def built(
+    title: str, columns: Sequence[str], lines: Iterable[Sequence[Text]], right: Sequence[int], wrap: Sequence[int]
+) -> Table:
+    """The table of Rich."""
     heading = plain(title) if title else None
-    table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    found = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         folded = place in wrap
         overflow: OverflowMethod = "fold" if folded else "ellipsis"
-        table.add_column(
+        found.add_column(
             plain(column), justify="right" if place in right else "left", no_wrap=not folded, overflow=overflow
         )
-    for row in rows:
-        table.add_row(*map(plain, row))
-    console.print(table)
+    for line in lines:
+        found.add_row(*line)
+    return found
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

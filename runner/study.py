@@ -35,6 +35,7 @@ def run(options: Options) -> int:
     """Run what has not ended, and show all; exit status 1 where a run failed, 130 or 143 where a signal ended it."""
     if not options.name:
         return show_list()
+    console.stderr = options.markdown  # whoever asks for a table for a file wants nothing else in it
     study = load_study(options.name)
     impls = chosen(options.impl or study.impls or load_recipe(study.recipe).options.get("impl", "numpy"))
     runs = planned(study, options, impls)

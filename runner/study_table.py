@@ -19,6 +19,8 @@ from shared.statistics import MEASURES
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
 MARKS = "DX*Pvs"
 """Shapes of what others have."""
+SHORT = 26
+"""Characters of a label, three of which stand side by side."""
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
@@ -116,7 +118,8 @@ def draw_lines(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any
         axes.plot(mark["at"], mark["value"], marker=shape, label=shorten(mark["name"], 40), **look)
     finished(figure, axes, listing, chosen)
     axes.set_xlabel(chosen["over"])
-    axes.set_ylabel(f"{chosen['value'].replace('_', ' ')}, {chosen['split']}")
+    split = {"train": "training"}.get(chosen["split"], chosen["split"])
+    axes.set_ylabel(f"{split} {chosen['value'].replace('_', ' ')}")
 
 
 def points(listing: Listing, row: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +166,8 @@ def finished(figure: Figure, axes: Axes, listing: Listing, chosen: Mapping[str, 
         axes.set_yscale("log", nonpositive="mask")
     if chosen.get("log_over"):
         axes.set_xscale("log", nonpositive="mask")
-    axes.legend(**LEGEND | {"ncols": 3})
+    labels = axes.get_legend_handles_labels()[1]
+    axes.legend(**LEGEND | {"ncols": 3 if max(map(len, labels)) <= SHORT else 2})
     figure.suptitle(shorten(listing.study.title), x=0.01, ha="left")
 
 

@@ -137,7 +137,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder):
     assert {row["figures"]["steps"] for row in rows(folder)} == {rows(folder)[0]["figures"]["steps"]}
 
 
-def test_table_picture_and_files(folder):
+def test_table_picture_and_files(folder, monkeypatch, capsys):
     shown = run(folder, "--max-steps", "4", "--workers", "2", "--json", "table.json")
     assert re.search(r"held-out loss +training loss of the last epoch +steps", shown)
     assert len(re.findall(r"(?m)^(?:slow|GRU, fast|two layers) +\d\.\d{4} +\d\.\d{4} +4$", shown)) == 3
@@ -152,6 +152,10 @@ def test_table_picture_and_files(folder):
         "|  | held-out loss | training loss of the last epoch | steps |\n| --- | ---: | ---: | ---: |\n| slow |"
         in shown
     )
+    monkeypatch.chdir(folder)
+    assert main(["study", "rates.toml", "--max-steps", "4", "--markdown", "--device", "cpu", "--threads", "1"]) == 0
+    monkeypatch.setattr(console, "stderr", False)
+    assert capsys.readouterr().out.count("\n|") == 4, "nothing but the table"
     shown = run(folder, "--max-steps", "5", status=2)
     assert "holds a study of other runs" in shown
     assert "--run-dir" in shown
