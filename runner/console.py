@@ -35,30 +35,21 @@ def show_table(
 ) -> None:
     """Print a table: numbers (`right`) aligned, long texts (`wrap`) folded, and headings where it would be too wide;
     East Asian characters count as two wide."""
-    lines = [[plain(cell) for cell in row] for row in rows]
-    found = built(title, columns, lines, right, wrap)
-    if console.measure(found, options=console.options.update(width=ANY)).maximum > console.width:
-        widest = [max([HEADING, *(line[place].cell_len for line in lines)]) for place in range(len(columns))]
-        folded = [fill(heading, width, break_long_words=False) for heading, width in zip(columns, widest, strict=True)]
-        found = built(title, folded, lines, right, wrap)
-    console.print(found)
-
-
-def built(
-    title: str, columns: Sequence[str], lines: Iterable[Sequence[Text]], right: Sequence[int], wrap: Sequence[int]
-) -> Table:
-    """The table of Rich."""
-    heading = plain(title) if title else None
-    found = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    heading, lines = plain(title) if title else None, [[plain(cell) for cell in row] for row in rows]
+    table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         folded = place in wrap
         overflow: OverflowMethod = "fold" if folded else "ellipsis"
-        found.add_column(
+        table.add_column(
             plain(column), justify="right" if place in right else "left", no_wrap=not folded, overflow=overflow
         )
     for line in lines:
-        found.add_row(*line)
-    return found
+        table.add_row(*line)
+    if console.measure(table, options=console.options.update(width=ANY)).maximum > console.width:
+        for place, column in enumerate(columns):
+            widest = max([HEADING, *(line[place].cell_len for line in lines)])
+            table.columns[place].header = plain(fill(column, widest, break_long_words=False))
+    console.print(table)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

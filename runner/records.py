@@ -14,6 +14,8 @@ from shared.errors import UserError
 
 UNBOUNDED = ("max_relative_error", "max_relative_difference", "held_out_spread")
 """Numbers of comparison.json that are null where they are infinite."""
+TIMED = ("seconds", "tokens_per_second")
+"""Numbers of metrics.jsonl that the clock decides: all else is the same whenever a run is done again."""
 
 
 def series_of(metrics: Rows) -> Series:

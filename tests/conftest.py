@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test that takes `impl` runs once for each implementation."""
     if "impl" in metafunc.fixturenames:
         metafunc.parametrize("impl", REQUIRED)
+
+
+@cache
+def reference(name: str) -> dict[str, Any]:
+    """What NumPy computes in float64 in a case of `check`."""
+    from runner.examination import CASES, Examinee, make_case
+
+    return Examinee("numpy", "cpu").measure(make_case(name, CASES[name]), "float64")["quantities"]
 
 
 @pytest.fixture

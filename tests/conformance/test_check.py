@@ -1,10 +1,8 @@
-"""Each implementation passes the examination of `check`: every case in float64, each cell's plainest in float32 too;
-and the whole grid is what it says."""
-
-from functools import cache
+"""Each implementation passes the examination of `check`: every case in float64, each cell's plainest in float32 too."""
 
 import numpy as np
 import pytest
+from conftest import reference
 
 from runner.examination import (
     CASES,
@@ -22,11 +20,6 @@ from shared.errors import ImplementationError
 
 ENGINES: tuple[Engine, ...] = ("scratch", "native")
 NATIVE = [name for name, design in CASES.items() if design.native]
-
-
-@cache
-def reference(name: str) -> dict[str, np.ndarray]:
-    return Examinee("numpy", "cpu").measure(make_case(name, CASES[name]), "float64")["quantities"]
 
 
 def differing(measured, name, dtype):

@@ -8,13 +8,12 @@ import importlib
 import os
 import shutil
 import sys
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import REQUIRED
+from conftest import REQUIRED, reference
 
 from runner import check
 from runner.examination import CASES, Examinee, compare, make_case
@@ -144,11 +143,6 @@ BY_HAND = [
 ]  # fmt: skip
 DEFECTS = {"numpy": [*COMMON, *BY_HAND], "torch": [*COMMON, *CELLS_ONLY], "jax": COMMON, "tf": COMMON}
 PAIRS = [(impl, defect) for impl in REQUIRED for defect in DEFECTS[impl]]
-
-
-@cache
-def reference(name):
-    return Examinee("numpy", "cpu").measure(make_case(name, CASES[name]), "float64")["quantities"]
 
 
 @pytest.fixture

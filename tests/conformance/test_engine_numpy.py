@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import REQUIRED
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from impl_numpy import dropout, fused, model, parallel
@@ -17,9 +16,6 @@ from shared.contract import Batch
 from shared.initializers import initial_parameters
 from shared.sampling import SamplingRule, sampling_uniforms
 
-pytestmark = pytest.mark.skipif(
-    "numpy" not in REQUIRED, reason="the environment numpy runs these, and fails without NumPy"
-)
 COUNT = 3
 ROUNDING = 1e-14
 """Of sums of some sixteen products of numbers about 1 in float64: 16 x 2^-53, times five for numbers above 1."""

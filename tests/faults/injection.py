@@ -35,6 +35,7 @@ environment.prepare(RuntimeConfig(device="cpu", threads=1))  # before NumPy load
 
 from runner import report, rundir  # noqa: E402
 from runner.__main__ import main  # noqa: E402
+from runner.records import TIMED  # noqa: E402
 from shared.checkpoint import load_checkpoint  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.files import UNFINISHED, strict_json, write_atomically  # noqa: E402
@@ -262,7 +263,7 @@ def end(folder: Path) -> str:
                 digest.update(key.encode() + arrays[key].tobytes())
     for line in (folder / RUN / "metrics.jsonl").read_text("utf-8").splitlines():
         values = json.loads(line)
-        values = {name: values[name] for name in values if name not in ("tokens_per_second", "seconds")}
+        values = {name: values[name] for name in values if name not in TIMED}
         digest.update(json.dumps(values).encode())
     digest.update((folder / RUN / "samples.txt").read_bytes())
     return digest.hexdigest() + "".join(map(str, (folder / RUN).glob(f".*{UNFINISHED}")))

@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from runner.records import TIMED  # noqa: E402
 from runner.registry import versions  # noqa: E402
 from shared.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from shared.files import strict_json, write_atomically  # noqa: E402
@@ -51,7 +52,6 @@ INTERVALS = ("0", "0.001", "0.1")
 """--checkpoint-seconds: the end of an epoch only, every stack, now and then; the undisturbed run has the first."""
 MOST_KILLS = 4
 """Of one run."""
-TIMED = {"tokens_per_second", "seconds"}
 PATIENCE = 600
 """Seconds after which a process that should have ended has not."""
 

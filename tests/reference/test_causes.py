@@ -1,21 +1,15 @@
 """The localiser's catalogue: its imitation without a mistake is the reference, and each mistake changes something."""
 
-from functools import cache
-
 import numpy as np
 import pytest
+from conftest import reference
 
 from runner.causes import causes
-from runner.examination import CASES, PARTS, SEED, Examinee, V, at, compare, make_case, numbers_of, training
+from runner.examination import CASES, PARTS, SEED, V, at, compare, make_case, numbers_of, training
 from runner.localiser import explain, finding
 from runner.mistaken_model import MistakenModel
 from runner.places import first_place
 from runner.workers import WorkerError
-
-
-@cache
-def reference(name):
-    return Examinee("numpy", "cpu").measure(make_case(name, CASES[name]), "float64")["quantities"]
 
 
 def stages(case):

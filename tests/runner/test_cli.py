@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runner.records import TIMED
 from shared.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,7 @@ def test_stopped_and_resumed_is_never_stopped(trained, tmp_path):
 
 def metrics(path):
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [{key: line[key] for key in line if key not in ("tokens_per_second", "seconds")} for line in lines]
+    return [{key: line[key] for key in line if key not in TIMED} for line in lines]
 
 
 @pytest.mark.parametrize("flag", [["--hidden-size", "9"], ["--corpus", "starter-play"], ["--learning-rate", "1"]])

@@ -10,6 +10,7 @@ import pytest
 import runner.train
 from runner import compare
 from runner.cli import Compare, Train
+from runner.records import TIMED
 from runner.resume import resumed
 from shared.checkpoint import load_checkpoint
 from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, ScheduleConfig, TrainingConfig
@@ -45,8 +46,7 @@ def options(name, schedule, **training):
 def logged(name, split="train"):
     """The lines of a run's log, without what is timed."""
     lines = [json.loads(line) for line in (Path(name) / "metrics.jsonl").read_text("utf-8").splitlines()]
-    timed = ("tokens_per_second", "seconds")
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["split"] == split]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines if line["split"] == split]
 
 
 def rates_of(name):
