@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import linen
 
-from runner.workloads import LEARNING_RATE, Workload
+from runner.timing.workloads import LEARNING_RATE, Workload
 from shared.config import ModelConfig
 from shared.contract import Batch
 from shared.layouts import to_layers

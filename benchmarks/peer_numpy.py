@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runner.workloads import LEARNING_RATE, Workload
+from runner.timing.workloads import LEARNING_RATE, Workload
 from shared.contract import Batch
 from shared.errors import ImplementationError
 

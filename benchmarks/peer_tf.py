@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from runner.workloads import LEARNING_RATE, Workload
+from runner.timing.workloads import LEARNING_RATE, Workload
 from shared.contract import Batch
 from shared.layouts import to_layers
 

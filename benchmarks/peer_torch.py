@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from runner.workloads import LEARNING_RATE, Workload
+from runner.timing.workloads import LEARNING_RATE, Workload
 from shared.contract import Batch
 from shared.layouts import to_layers
 

@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Parse and dispatch: the module of a command has the command's name."""
-    from runner import cli, environment, recipe, resume, space
+    from runner import cli, environment, recipe, resume
+    from runner.sweeping import space
 
     if arguments[:1] == ["--version"]:
         print(f"rosetta-rnn {VERSION}")

@@ -9,14 +9,14 @@ from typing import Any, get_args
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from runner.bench_field import OpenWorker, calls, compared, entries, measure
 from runner.cli import Bench
 from runner.console import console, markdown_table, say, show_table
 from runner.environment import machine, not_tuned, settings
 from runner.memory import amount
 from runner.registry import chosen, versions
+from runner.timing.field import OpenWorker, calls, compared, entries, measure
+from runner.timing.workloads import WORKLOADS, Workload
 from runner.workers import Worker
-from runner.workloads import WORKLOADS, Workload
 from shared.config import Engine, RuntimeConfig
 from shared.errors import ConfigError
 from shared.files import require_writable, strict_json, write_atomically
@@ -31,12 +31,12 @@ def run(options: Bench, open_worker: OpenWorker = Worker) -> int:
     if options.picture:
         require_picture(options.picture)
     if options.scaling:
-        from runner.bench_scaling import run as run_scaling
+        from runner.timing.scaling import run as run_scaling
 
         return run_scaling(options, names, engines, open_worker)
     workloads = [workload for name in options.workloads for workload in WORKLOADS[name]]
     if options.profile:
-        from runner.bench_profile import run as run_profile
+        from runner.timing.profile import run as run_profile
 
         return run_profile(options, names, engines, workloads, open_worker)
     about = describe(options, names)
@@ -200,7 +200,7 @@ def conclude(about: dict[str, Any], rows: list[dict[str, Any]], options: Bench) 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars with low and high, a panel for each workload and phase."""
-    from runner.pictures import png, race, svg
+    from runner.reporting.pictures import png, race, svg
 
     shown = [row for row in rows if row["tokens_per_second"]]
     write_atomically(path, png(race, shown) if path.suffix == ".png" else svg(race, shown))

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runner import accuracy, module_check
+from runner import accuracy
 from runner.cli import Check
 from runner.console import say, show_table
+from runner.diagnosis.localiser import explain, sentences
 from runner.environment import available_cores
 from runner.examination import OPTIMIZERS, SLOPE_BOUND, Case, Design, Examinee, K, compare, designs, make_case
-from runner.localiser import explain, sentences
+from runner.module import check as module_check
 from runner.progress import Tally, tally_progress
 from runner.registry import IMPLEMENTATIONS, chosen
 from runner.workers import FAILURES, Task, Worker, WorkerError, share

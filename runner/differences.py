@@ -2,8 +2,8 @@
 after the option that settles it. docs/differences.md holds the same tables.
 
 What no framework is needed for, the formula of either side, is measured in NumPy, in float64; what is a property of a
-library's own layer, in a worker with that library. All data are made up, from fixed seeds. `runner.effects_model` and
-`runner.effects_optimizer` measure; here are the table of what they measure, and the command.
+library's own layer, in a worker with that library. All data are made up, from fixed seeds. `runner.effects.model` and
+`runner.effects.optimizer` measure; here are the table of what they measure, and the command.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from runner.cli import Differences
 from runner.console import console, say, show_table
-from runner.effects import LOGITS, MOVED, ROUNDING, Effect
-from runner.effects_model import (
+from runner.effects.fixtures import LOGITS, MOVED, ROUNDING, Effect
+from runner.effects.model import (
     cumulative_sum,
     dropout_behind_all,
     float32_training,
@@ -38,7 +38,7 @@ from runner.effects_model import (
     update_gate,
     wider,
 )
-from runner.effects_optimizer import (
+from runner.effects.optimizer import (
     adagrad_start,
     adam_default_epsilon,
     adam_epsilon,

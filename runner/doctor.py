@@ -57,7 +57,7 @@ def missing(name: str) -> tuple[str, str, str, str]:
 
 def fonts() -> str:
     """Whether pictures can show Chinese."""
-    from runner.pictures import cjk_fonts
+    from runner.reporting.pictures import cjk_fonts
 
     found = cjk_fonts()
     if found:

@@ -9,11 +9,11 @@ from jinja2 import TemplateError
 
 from runner.cli import Report
 from runner.console import say
-from runner.findings import Result, Rows, agreement, headline, problems, relative, side_by_side
 from runner.measurement import table
-from runner.pages import draw, render
-from runner.pictures import Series, curves, growth, heat_map, timing_bars
-from runner.records import (
+from runner.reporting.findings import Result, Rows, agreement, headline, problems, relative, side_by_side
+from runner.reporting.pages import draw, render
+from runner.reporting.pictures import Series, curves, growth, heat_map, timing_bars
+from runner.reporting.records import (
     best_of,
     is_poems,
     marked_samples,
@@ -25,7 +25,7 @@ from runner.records import (
     series_of,
     speed,
 )
-from runner.study_page import runs_of, write_study_report
+from runner.reporting.study_page import runs_of, write_study_report
 from shared.errors import UserError
 from shared.files import write_atomically
 

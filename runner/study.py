@@ -225,7 +225,7 @@ def told(row: Row) -> str:
 
 def show(listing: Listing, options: Options) -> None:
     """The table, on the terminal and in files, and the picture."""
-    from runner.study_page import write_study_report
+    from runner.reporting.study_page import write_study_report
     from runner.study_table import markdown, picture, terminal
 
     if options.markdown:

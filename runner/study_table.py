@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from runner.console import markdown_table, say, show_table
 from runner.measurement import label, shown
 from runner.outcome import METRICS, read_run, written
-from runner.pictures import GREY, LEGEND, PALETTE, POINTS, WIDTH, floats, png, shorten, smooth, svg
+from runner.reporting.pictures import GREY, LEGEND, PALETTE, POINTS, WIDTH, floats, png, shorten, smooth, svg
 from runner.study import STATISTICS, Listing
 from shared.statistics import MEASURES
 

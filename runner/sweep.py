@@ -19,7 +19,9 @@ from runner.environment import available_cores
 from runner.interruption import interruption
 from runner.registry import require
 from runner.rundir import is_blank, new_folder
-from runner.search import (
+from runner.sweeping.progress import display, spent_tokens
+from runner.sweeping.report import finish
+from runner.sweeping.search import (
     ATTEMPTS,
     DONE,
     Plan,
@@ -34,10 +36,8 @@ from runner.search import (
     queue,
     refuse_shared_sqlite,
 )
-from runner.space import SETTINGS
-from runner.sweep_progress import display, spent_tokens
-from runner.sweep_report import finish
-from runner.sweep_worker import SweepWorker
+from runner.sweeping.space import SETTINGS
+from runner.sweeping.worker import SweepWorker
 from runner.workers import Worker, WorkerError
 from shared.corpora import load_corpus
 from shared.errors import ConfigError, UserError

@@ -8,8 +8,8 @@ from test_defects import DEFECTS, PAIRS, Inline
 
 from runner import check
 from runner.cli import Check
+from runner.diagnosis.localiser import finding, sentences
 from runner.examination import CASES, PARTS, Examinee, compare, make_case
-from runner.localiser import finding, sentences
 from runner.workers import Worker
 
 mutated = test_defects.mutated  # the fixture

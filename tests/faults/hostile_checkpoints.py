@@ -41,7 +41,8 @@ from runner.registry import create_model  # noqa: E402
 from runner.resume import stored_options  # noqa: E402
 from runner.rundir import RunDirectory  # noqa: E402
 from runner.sample import model_of, open_checkpoint, write_texts  # noqa: E402
-from runner.train import Run, describe_run  # noqa: E402
+from runner.train import describe_run  # noqa: E402
+from runner.training.run import Run  # noqa: E402
 from runner.workers import Worker, WorkerError  # noqa: E402
 from shared.checkpoint import Checkpoint, content_hash, load_checkpoint  # noqa: E402
 from shared.config import (  # noqa: E402

@@ -35,7 +35,7 @@ environment.prepare(RuntimeConfig(device="cpu", threads=1))  # before NumPy load
 
 from runner import report, rundir  # noqa: E402
 from runner.__main__ import main  # noqa: E402
-from runner.records import TIMED  # noqa: E402
+from runner.reporting.records import TIMED  # noqa: E402
 from shared.checkpoint import load_checkpoint  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.files import UNFINISHED, strict_json, write_atomically  # noqa: E402

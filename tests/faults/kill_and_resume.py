@@ -29,8 +29,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from runner.records import TIMED  # noqa: E402
 from runner.registry import versions  # noqa: E402
+from runner.reporting.records import TIMED  # noqa: E402
 from shared.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from shared.files import strict_json, write_atomically  # noqa: E402
 

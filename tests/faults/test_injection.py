@@ -17,8 +17,8 @@ from made_up import make_result
 from runner.__main__ import main
 from runner.cli import Train
 from runner.console import console, say, show_table
-from runner.pages import ENVIRONMENT, inline
 from runner.report import write_comparison, write_run_report
+from runner.reporting.pages import ENVIRONMENT, inline
 from runner.rundir import RunDirectory
 from runner.text import visible
 from shared.config import CorpusConfig
@@ -67,8 +67,8 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "she
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_METHODS = {"exec_module", "run_path", "enable_unsafe_deserialization", "Unpickler", "from_string"}
 ALLOWED = {
-    ("runner/module_subject.py", "exec_module"),  # `check --module` is asked to execute a file of the user's
-    ("runner/pages.py", "Markup"),  # around matplotlib's pictures; what is drawn in them is tested below
+    ("runner/module/subject.py", "exec_module"),  # `check --module` is asked to execute a file of the user's
+    ("runner/reporting/pages.py", "Markup"),  # around matplotlib's pictures; what is drawn in them is tested below
     ("tests/faults/test_injection.py", "from_string"),  # the smallest templates
     ("tests/runner/test_pages.py", "from_string"),
     ("tests/parity/test_faults_formats.py", "pickle"),  # makes the files that must not be executed
@@ -263,7 +263,7 @@ def test_every_expression_is_escaped_and_made_visible(attack: str) -> None:
 
 
 def test_pictures_escape_what_is_written_in_them() -> None:
-    from runner.pictures import Series, curves, svg
+    from runner.reporting.pictures import Series, curves, svg
 
     drawn = svg(curves, {ALL: Series([1, 2], [2.0, 1.0], [(2, 1.5)])}, ALL, None)
     assert "<script" not in drawn

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import runner.train
+import runner.training.run
 from runner.__main__ import main
 from runner.cli import Train
 from runner.memory import amount, is_shortage, memory, sizes_to_lower
@@ -84,7 +85,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(train):
 
 def test_parameters_that_overflowed_are_not_saved(train, monkeypatch):
     """A checkpoint is due in the middle of the epoch, and the first update has made every parameter infinite."""
-    monkeypatch.setattr(runner.train, "stack_size", lambda *_: 3)
+    monkeypatch.setattr("runner.training.run.stack_size", lambda *_: 3)
     said = train("--batch-size", "8", "--learning-rate", "1e39", "--skip-nonfinite", "--checkpoint-seconds", "1e-9")
     assert "error: After step 3, embedding.weight is not finite any more: it is not saved." in said
     assert load_checkpoint(Path("run/last.safetensors")).progress["step"] == 0
@@ -127,7 +128,7 @@ def test_what_went_wrong_is_named(loss, norms, said):
         broken_down=lambda what: what,
     )
     expected = f"Step 7: {said}. With --resume runs/x --skip-nonfinite, such steps are left out."
-    assert runner.train.Run.not_finite(run, loss, np.array(norms)) == expected
+    assert runner.training.run.Run.not_finite(run, loss, np.array(norms)) == expected
 
 
 def test_resume_keeps_the_option(train):
@@ -165,8 +166,8 @@ def test_tensorboard_gets_numbers_only(train):
 
 
 def test_a_score_may_be_anything():
-    assert runner.train.describe(Score(1e30, 1, 0, 1)).startswith("1e+30 nats, perplexity 1.01e+304")
-    assert runner.train.describe(Score(2.0, 1, 0, 1)) == "2.000 nats, perplexity 7.39, 2.885 bits/character"
+    assert runner.training.run.describe(Score(1e30, 1, 0, 1)).startswith("1e+30 nats, perplexity 1.01e+304")
+    assert runner.training.run.describe(Score(2.0, 1, 0, 1)) == "2.000 nats, perplexity 7.39, 2.885 bits/character"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells there how much memory is held")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import runner.train
+import runner.training.run
 from runner import rundir
 from runner.cli import parse
 from runner.experiment import stacks
@@ -35,7 +36,7 @@ STOPS = 6
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where the undisturbed run already lies, in whole/run."""
-    monkeypatch.setattr(runner.train, "stack_size", lambda *_: STACK)
+    monkeypatch.setattr("runner.training.run.stack_size", lambda *_: STACK)
     monkeypatch.setattr("runner.report.write_run_report", lambda run: run / "report.html")  # half of such a run's time
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -63,7 +64,7 @@ def same(folder):
 def stopped_after(monkeypatch, count):
     """SIGTERM while the count-th stack is trained."""
     left = iter(range(count - 1, -100, -1))
-    train_steps = runner.train.Run.advance
+    train_steps = runner.training.run.Run.advance
 
     def advance(self, *arguments):
         train_steps(self, *arguments)
@@ -71,7 +72,7 @@ def stopped_after(monkeypatch, count):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.train.Run, "advance", advance)
+        patch.setattr(runner.training.run.Run, "advance", advance)
         yield
 
 
@@ -139,7 +140,7 @@ def test_dies_in_any_part_of_the_beginning_and_the_end(folder, monkeypatch, plac
 def test_saved_as_often_as_asked(folder, monkeypatch, seconds, steps):
     """Of a run whose stacks take a second each; not twice at the end of an epoch, where it is saved anyway."""
     ticks, saved, save = iter(range(1000)), [], RunDirectory.save
-    monkeypatch.setattr(runner.train.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(runner.training.run.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(
         RunDirectory,
         "save",

@@ -35,8 +35,8 @@ def test_the_libraries_differ_as_the_page_says(library):
 
 def test_two_biases_are_one_that_moves_twice_as_far():
     """Against plain descent written out, with the bias's rate doubled."""
-    from runner.effects import by_hand, distance
-    from runner.effects_model import torch_lstm
+    from runner.effects.fixtures import by_hand, distance
+    from runner.effects.model import torch_lstm
 
     def step(p, g, slots, t, lr):
         return p - lr * g * (2 if p.shape == (4 * 64,) else 1)
@@ -46,7 +46,7 @@ def test_two_biases_are_one_that_moves_twice_as_far():
 
 def test_the_norm_of_a_gathered_table_counts_each_occurrence_alone():
     """The gradient of sum(x x) is 2 x in each of its rows, and 2 x times the count in the true one."""
-    from runner.effects import E, V, batches
+    from runner.effects.fixtures import E, V, batches
     from shared.random_bits import normals
 
     table = 2 * normals(8, "table", V * E).reshape(V, E)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from runner import cli, module_check
+from runner import cli
+from runner.module import check as module_check
 
 FORWARD = """
 FRAMEWORK = "{framework}"
@@ -37,7 +38,7 @@ def backward(d_state, x, state, weights):
 @pytest.fixture
 def examine(tmp_path, monkeypatch, capsys):
     """Examine a text as a file -> exit status, what was shown in one line, and the report."""
-    monkeypatch.setattr("runner.module_cells.ENTRIES", 4)
+    monkeypatch.setattr("runner.module.cells.ENTRIES", 4)
 
     def run(text):
         path, report = tmp_path / "mine.py", tmp_path / "out.json"

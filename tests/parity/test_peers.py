@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runner.bench_field import PEERS, SAME_WORK, adam_of, proof
-from runner.bench_worker import Contestant, Entry
-from runner.workloads import W0
+from runner.timing.field import PEERS, SAME_WORK, adam_of, proof
+from runner.timing.worker import Contestant, Entry
+from runner.timing.workloads import W0
 from shared.config import ModelConfig, RuntimeConfig
 
 FLOAT64 = RuntimeConfig(device="cpu", dtype="float64")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from conftest import reference
 
-from runner.causes import causes
+from runner.diagnosis.causes import causes
+from runner.diagnosis.localiser import explain, finding
+from runner.diagnosis.mistaken_model import MistakenModel
+from runner.diagnosis.places import first_place
 from runner.examination import CASES, PARTS, SEED, V, at, compare, make_case, numbers_of, training
-from runner.localiser import explain, finding
-from runner.mistaken_model import MistakenModel
-from runner.places import first_place
 from runner.workers import WorkerError
 
 

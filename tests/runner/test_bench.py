@@ -10,13 +10,15 @@ import pytest
 from inline import Inline
 
 from benchmarks import peer_numpy
-from runner import bench, bench_profile, bench_scaling, cli
-from runner.bench_field import FOREIGN, compared, entries, proof, ratio, summary, surroundings
-from runner.bench_worker import Contestant, Entry
+from runner import bench, cli
 from runner.cli import Bench
 from runner.environment import quiet, settings
+from runner.timing import profile as bench_profile
+from runner.timing import scaling as bench_scaling
+from runner.timing.field import FOREIGN, compared, entries, proof, ratio, summary, surroundings
+from runner.timing.worker import Contestant, Entry
+from runner.timing.workloads import W0, W1, W2, W3, WORKLOADS
 from runner.workers import WorkerError
-from runner.workloads import W0, W1, W2, W3, WORKLOADS
 from shared.config import RuntimeConfig
 from shared.errors import ConfigError
 
@@ -43,7 +45,7 @@ QUICK = {"impl": "numpy", "engine": "scratch", "workloads": ("W0",), "rounds": 2
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     """A few matrix products say enough here."""
-    monkeypatch.setattr("runner.bench_worker.PATIENCE", 0.01)
+    monkeypatch.setattr("runner.timing.worker.PATIENCE", 0.01)
 
 
 def test_the_whole_command_in_processes_of_its_own(tmp_path):
@@ -285,7 +287,7 @@ def test_a_peer_knows_its_framework_and_no_implementation(framework, own):
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     found |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     allowed = {"shared", "numpy", *own, *sys.stdlib_module_names}
-    assert {name for name in found if name.partition(".")[0] not in allowed} == {"runner.workloads"}
+    assert {name for name in found if name.partition(".")[0] not in allowed} == {"runner.timing.workloads"}
 
 
 def test_help_loads_neither_numpy_nor_a_framework():

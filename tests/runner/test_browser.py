@@ -8,7 +8,7 @@ from browser import open_browser
 from made_up import NASTY, make_result, make_run, make_study, study_row
 
 from runner.report import write_comparison, write_run_report
-from runner.study_page import write_study_report
+from runner.reporting.study_page import write_study_report
 from runner.text import visible
 
 ACTS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.records import TIMED
+from runner.reporting.records import TIMED
 from shared.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from inline import Inline
 from runner import differences
 from runner.cli import Differences, parse
 from runner.differences import DIFFERENCES, SECTIONS, Surveyor
-from runner.effects import distance
-from runner.effects_optimizer import keras_adam
+from runner.effects.fixtures import distance
+from runner.effects.optimizer import keras_adam
 from shared.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import math
 import pytest
 from made_up import SAMPLE, check_row, make_result
 
-from runner.findings import agreement, headline, problems, relative, side_by_side
+from runner.reporting.findings import agreement, headline, problems, relative, side_by_side
 
 
 @pytest.mark.parametrize(

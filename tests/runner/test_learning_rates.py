@@ -10,7 +10,7 @@ import pytest
 import runner.train
 from runner import compare
 from runner.cli import Compare, Train
-from runner.records import TIMED
+from runner.reporting.records import TIMED
 from runner.resume import resumed
 from shared.checkpoint import load_checkpoint
 from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, ScheduleConfig, TrainingConfig
@@ -25,7 +25,7 @@ COSINE = ScheduleConfig("cosine", schedule_unit="step", minimum_rate=1e-4, warmu
 def folder(tmp_path, monkeypatch):
     """A folder with a short text, in which a stack holds 3 steps."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner.train, "stack_size", lambda *_: 3)
+    monkeypatch.setattr("runner.training.run.stack_size", lambda *_: 3)
     (tmp_path / "rhyme.txt").write_text("the cat sat on the mat and the rat ran after that.\n" * 60, "utf-8")
     return tmp_path
 

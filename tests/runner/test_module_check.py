@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner import cli, module_check
-from runner.hypotheses import explain
-from runner.mistakes import ALL, backward_mistakes, forward_mistakes
-from runner.module_cells import PARTS, MistakenCell, ReferenceCell, cell_differences, make_fixture
-from runner.module_subject import InterfaceError
+from runner import cli
+from runner.diagnosis.hypotheses import explain
+from runner.diagnosis.mistakes import ALL, backward_mistakes, forward_mistakes
+from runner.module import check as module_check
+from runner.module.cells import PARTS, MistakenCell, ReferenceCell, cell_differences, make_fixture
+from runner.module.subject import InterfaceError
 from shared.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def loss_and_gradients(parameters, tokens, targets, mask, state):
 def examine(tmp_path, capsys, monkeypatch):
     """Examine a text as a file -> exit status, what was shown in one line, and the report."""
 
-    monkeypatch.setattr("runner.module_cells.ENTRIES", 4)  # finite differences of all are tested once
+    monkeypatch.setattr("runner.module.cells.ENTRIES", 4)  # finite differences of all are tested once
 
     def run(text, old="", new="", timeout=20.0, name="mine.py"):
         assert old in text

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import NASTY
 
-from runner.pages import ENVIRONMENT, stretches
+from runner.reporting.pages import ENVIRONMENT, stretches
 from runner.text import visible
 
 

@@ -10,9 +10,9 @@ from made_up import check_row, read_svg
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from runner import pictures
-from runner.findings import agreement
-from runner.pictures import (
+from runner.reporting import pictures
+from runner.reporting.findings import agreement
+from runner.reporting.pictures import (
     Series,
     cjk_fonts,
     curves,

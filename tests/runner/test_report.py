@@ -15,10 +15,11 @@ from made_up import (
     study_row,
 )
 
-from runner import pages, report
+from runner import report
 from runner.cli import parse
 from runner.report import write_comparison, write_report, write_run_report
-from runner.study_page import runs_of, write_study_report
+from runner.reporting import pages
+from runner.reporting.study_page import runs_of, write_study_report
 from runner.text import visible
 from shared.errors import UserError
 from shared.files import strict_json

@@ -13,15 +13,17 @@ import optuna
 import pytest
 from made_up import NASTY, read_page
 
-import runner.search as searches
-from runner import cli, space, sweep, sweep_report, trial
+import runner.sweeping.search as searches
+from runner import cli, sweep
 from runner.cli import Train
 from runner.console import console
 from runner.rundir import RunDirectory
-from runner.search import Plan, Search, TrialState, make, mend, open_storage
-from runner.stopping import Stall
-from runner.sweep_progress import Board
-from runner.sweep_worker import SweepWorker
+from runner.sweeping import report as sweep_report
+from runner.sweeping import space, trial
+from runner.sweeping.progress import Board
+from runner.sweeping.search import Plan, Search, TrialState, make, mend, open_storage
+from runner.sweeping.stopping import Stall
+from runner.sweeping.worker import SweepWorker
 from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, TrainingConfig
 from shared.errors import ConfigError, UserError
 
@@ -39,7 +41,7 @@ def words(path):
 def base(tmp_path, monkeypatch):
     """A tiny run, three steps at a time; what workers say is not shown, and is again afterwards."""
     monkeypatch.setattr(console, "quiet", False)
-    monkeypatch.setattr("runner.train.stack_size", lambda *_: 3)
+    monkeypatch.setattr("runner.training.run.stack_size", lambda *_: 3)
     text = CorpusConfig(corpus=str(words(tmp_path / "words.txt")), reader="text")
     training = TrainingConfig(batch_size=4, seq_length=7, max_steps=60, epochs=99, learning_rate=0.02)
     place = RuntimeConfig(device="cpu", threads=1)
@@ -61,7 +63,7 @@ def states(search):
 def test_names_cannot_act(base, tmp_path, monkeypatch):
     search, worker = begun(base, tmp_path, "hidden_size 4,5", "embedding_size 3,4")
     monkeypatch.setattr(
-        "runner.sweep_worker.run_trial", lambda *_: trial.Outcome(TrialState.FAIL, None, {"reason": NASTY})
+        "runner.sweeping.worker.run_trial", lambda *_: trial.Outcome(TrialState.FAIL, None, {"reason": NASTY})
     )
     worker.work()
     result = sweep_report.summary(search)
@@ -292,7 +294,7 @@ def test_options_that_fit_no_text_fail_alone(base, tmp_path):
 
 def test_another_implementation_gets_a_process_of_its_own(base, tmp_path, monkeypatch):
     search, worker = begun(base, tmp_path, "implementation numpy,torch", "hidden_size 4,5")
-    monkeypatch.setattr("runner.sweep_worker.run_trial", lambda *_: trial.Outcome(TrialState.COMPLETE, 1.0, {}))
+    monkeypatch.setattr("runner.sweeping.worker.run_trial", lambda *_: trial.Outcome(TrialState.COMPLETE, 1.0, {}))
     left = worker.work()
     assert sorted(states(search)) == ["COMPLETE", "COMPLETE", "RUNNING", "WAITING"]
     (impl,) = {each.params["implementation"] for each in search.trials() if each.state == TrialState.COMPLETE}
@@ -307,7 +309,7 @@ def test_tpe_learns_repeats_nothing_and_depends_on_the_seed_alone(base, tmp_path
         value = (point["model.hidden_size"] - 30) ** 2 / 100 + abs(math.log10(point["training.learning_rate"]) + 2)
         return trial.Outcome(TrialState.COMPLETE, value, {})
 
-    monkeypatch.setattr("runner.sweep_worker.run_trial", loss)
+    monkeypatch.setattr("runner.sweeping.worker.run_trial", loss)
     given = ["hidden_size range 1 64", "learning_rate 1e-1,1e-2,1e-3,1e-4", "cell lstm,gru"]
     found = []
     for name in ("one", "two"):

@@ -14,10 +14,10 @@ from made_up import read_page, read_svg
 from test_cli import ROOT, run
 from test_sweep import VARY, states, words
 
-from runner import space
 from runner.cli import Train
 from runner.rundir import RunDirectory
-from runner.search import Search, open_storage
+from runner.sweeping import space
+from runner.sweeping.search import Search, open_storage
 from shared.config import ModelConfig
 
 SMALL = ["--embedding-size", 5, "--batch-size", 4, "--seq-length", 7, "--epochs", 99, "--max-steps", 150]

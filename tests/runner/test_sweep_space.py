@@ -6,9 +6,10 @@ from itertools import islice
 
 import pytest
 
-from runner import cli, space
+from runner import cli
 from runner.cli import Sweep, Train
-from runner.search import Plan, distribution, point_of, queue, refuse_shared_sqlite
+from runner.sweeping import space
+from runner.sweeping.search import Plan, distribution, point_of, queue, refuse_shared_sqlite
 from shared.config import ModelConfig
 from shared.errors import ConfigError
 

@@ -8,8 +8,8 @@ import pytest
 
 from runner import train
 from runner.cli import parse
+from runner.reporting.tensorboard import EventFiles
 from runner.resume import resumed
-from runner.tensorboard import EventFiles
 from shared.errors import UserError
 
 SMALL = ["--hidden-size", "12", "--embedding-size", "6", "--batch-size", "8", "--seq-length", "16", "--device", "cpu"]
@@ -100,7 +100,7 @@ def test_text_cannot_act(tmp_path):
 
 
 def test_missing_extra_is_said_before_anything_is_written(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr("runner.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("runner.reporting.tensorboard.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"rosetta-rnn\[tensorboard\]"):
         train.run(parse([*corpus, *COMMON, "--run-dir", str(tmp_path / "run")]))
     assert not (tmp_path / "run").exists()
