@@ -11,7 +11,9 @@ from runner.cli import Check
 from runner.console import say, show_table
 from runner.diagnosis.localiser import explain, sentences
 from runner.environment import available_cores
-from runner.examination import OPTIMIZERS, SLOPE_BOUND, Case, Design, Examinee, K, compare, designs, make_case
+from runner.examination.bounds import compare
+from runner.examination.cases import OPTIMIZERS, Case, Design, K, designs, make_case
+from runner.examination.examinee import SLOPE_BOUND, Examinee
 from runner.module import check as module_check
 from runner.progress import Tally, tally_progress
 from runner.registry import IMPLEMENTATIONS, chosen

@@ -16,7 +16,8 @@ from runner import check
 from runner.cli import Compare, command_line
 from runner.console import console, say, show_table
 from runner.environment import in_force, machine
-from runner.examination import Examinee, small_copy
+from runner.examination.cases import small_copy
+from runner.examination.examinee import Examinee
 from runner.experiment import Experiment, prepare, stack_size
 from runner.participants import SAMPLE_LENGTH, Field
 from runner.registry import chosen

@@ -11,7 +11,7 @@ import numpy as np
 from runner import workers
 from runner.cli import Compare
 from runner.console import say
-from runner.examination import Examinee
+from runner.examination.examinee import Examinee
 from runner.experiment import Experiment, evaluate, prepare, stack_size, stacks
 from runner.registry import create_model, versions
 from runner.sample import write_texts

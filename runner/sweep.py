@@ -7,11 +7,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
+
+from shared.errors import ImplementationError
+
+if missing := [name for name in ("optuna", "submitit") if find_spec(name) is None]:
+    raise ImplementationError(
+        f"sweep needs {' and '.join(missing)}, not installed here. Install with: pip install 'rosetta-rnn[sweep]' (in "
+        "a checkout: pip install -c constraints.txt -e '.[sweep]')."
+    )
 
 from runner.cli import Sweep
 from runner.console import say
@@ -19,24 +28,12 @@ from runner.environment import available_cores
 from runner.interruption import interruption
 from runner.registry import require
 from runner.rundir import is_blank, new_folder
+from runner.sweeping.plan import Plan, queue
 from runner.sweeping.progress import display, spent_tokens
 from runner.sweeping.report import finish
-from runner.sweeping.search import (
-    ATTEMPTS,
-    DONE,
-    Plan,
-    Search,
-    hidden,
-    is_database,
-    make,
-    names_in,
-    only_study,
-    open_storage,
-    plan_of,
-    queue,
-    refuse_shared_sqlite,
-)
+from runner.sweeping.search import ATTEMPTS, DONE, Search, make, plan_of
 from runner.sweeping.space import SETTINGS
+from runner.sweeping.storage import hidden, is_database, names_in, only_study, open_storage, refuse_shared_sqlite
 from runner.sweeping.worker import SweepWorker
 from runner.workers import Worker, WorkerError
 from shared.corpora import load_corpus

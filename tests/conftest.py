@@ -52,7 +52,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @cache
 def reference(name: str) -> dict[str, Any]:
     """What NumPy computes in float64 in a case of `check`."""
-    from runner.examination import CASES, Examinee, make_case
+    from runner.examination.cases import CASES, make_case
+    from runner.examination.examinee import Examinee
 
     return Examinee("numpy", "cpu").measure(make_case(name, CASES[name]), "float64")["quantities"]
 

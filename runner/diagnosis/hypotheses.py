@@ -7,7 +7,7 @@ from itertools import chain, combinations
 import numpy as np
 
 from runner.diagnosis.mistakes import backward_mistakes, forward_mistakes
-from runner.examination import B
+from runner.examination.cases import B
 from runner.module.cells import PARTS, Fixture, MistakenCell
 
 Array = np.ndarray

@@ -14,23 +14,10 @@ import numpy as np
 from runner.diagnosis.causes import causes
 from runner.diagnosis.mistaken_model import MistakenModel
 from runner.diagnosis.places import Place, locate
-from runner.examination import (
-    OPTIMIZERS,
-    PARTS,
-    SEED,
-    STEP,
-    Arrays,
-    Case,
-    K,
-    V,
-    abridged,
-    at,
-    bound,
-    compare,
-    numbers_of,
-    rates_of,
-)
-from runner.examination import training as train
+from runner.examination.bounds import bound, compare
+from runner.examination.cases import OPTIMIZERS, Arrays, Case, K, V, abridged, rates_of
+from runner.examination.examinee import PARTS, SEED, STEP, at, numbers_of
+from runner.examination.examinee import training as train
 from runner.workers import WorkerError
 from shared.config import Dtype
 

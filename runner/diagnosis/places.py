@@ -9,7 +9,9 @@ import numpy as np
 from runner.diagnosis.causes import GATES
 from runner.diagnosis.mistaken_layers import cell_name
 from runner.diagnosis.mistakes import ORDERS
-from runner.examination import OPTIMIZERS, Arrays, Case, K, at, bound, rates_of, traced
+from runner.examination.bounds import bound
+from runner.examination.cases import OPTIMIZERS, Arrays, Case, K, rates_of
+from runner.examination.examinee import at, traced
 from runner.workers import WorkerError
 from shared.config import Dtype
 from shared.contract import LanguageModel

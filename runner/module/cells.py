@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from runner.diagnosis.mistaken_cells import Step
-from runner.examination import B, E, H, T, numbers
+from runner.examination.cases import B, E, H, T, numbers
 from runner.module.subject import CELLS
 from runner.registry import import_quietly
 from shared.config import ModelConfig

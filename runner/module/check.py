@@ -13,7 +13,8 @@ from runner.cli import Check
 from runner.console import console, plain, say, show_table
 from runner.diagnosis.hypotheses import Found, explain, search, sentences
 from runner.diagnosis.mistakes import ORDERS
-from runner.examination import H, T, bound
+from runner.examination.bounds import bound
+from runner.examination.cases import H, T
 from runner.module import models as module_models
 from runner.module.cells import PARTS, ReferenceCell, cell_differences, make_fixture
 from runner.module.subject import InterfaceError, Subject

@@ -10,7 +10,8 @@ import numpy as np
 
 from runner.diagnosis.hypotheses import CLOSE
 from runner.diagnosis.mistakes import KNOWN, ORDERS
-from runner.examination import SEED, Design, E, H, V, at, make_case
+from runner.examination.cases import Design, E, H, V, make_case
+from runner.examination.examinee import SEED, at
 from runner.module.cells import differences
 from runner.registry import create_model
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig

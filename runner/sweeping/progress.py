@@ -11,7 +11,8 @@ from rich.text import Text
 
 from runner.console import console, plain, say
 from runner.progress import duration
-from runner.sweeping.search import Search, point_of
+from runner.sweeping.plan import point_of
+from runner.sweeping.search import Search
 from runner.sweeping.space import Point
 
 LINES = 12

@@ -16,8 +16,9 @@ from runner.progress import duration
 from runner.reporting.pages import inline, render
 from runner.reporting.pictures import svg
 from runner.sweeping.pictures import contour, parallel
+from runner.sweeping.plan import point_of
 from runner.sweeping.progress import lowest, measured, shown, words
-from runner.sweeping.search import Search, point_of
+from runner.sweeping.search import Search
 from runner.sweeping.space import PARTS, configured
 from shared.config import to_json
 from shared.files import strict_json, write_atomically

@@ -9,44 +9,27 @@ without a common disk), a trial counts as lost once its beat has not changed for
 be alive after all, both do the same and the first to finish is counted.
 """
 
-import json
 import logging
 import os
-import random
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from importlib.util import find_spec
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from runner.cli import Sweep, Train
 from runner.rundir import NO_LOCKS
 from runner.sweeping import space as spaces
-from runner.sweeping.space import IMPLEMENTATION, PARTS, Dimension, Point, Space
-from shared.config import from_json, to_json
-from shared.errors import ConfigError, ImplementationError, UserError
-from shared.files import discard
-
-if missing := [name for name in ("optuna", "submitit") if find_spec(name) is None]:
-    raise ImplementationError(
-        f"sweep needs {' and '.join(missing)}, not installed here. Install with: pip install 'rosetta-rnn[sweep]' (in "
-        "a checkout: pip install -c constraints.txt -e '.[sweep]')."
-    )
-
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.storages.journal._file import BaseJournalFileLock  # the one part of optuna that it does not export
-from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from runner.sweeping.plan import RUNGS, Plan, Sampler, label, point_of, pruner, queue, suggest
+from runner.sweeping.space import IMPLEMENTATION, PARTS, Point
+from shared.errors import ConfigError
 
 optuna.logging.set_verbosity(logging.ERROR)  # what it would say of each trial, the table says
 
@@ -54,210 +37,7 @@ BEAT, LOST_AFTER = 30.0, 300.0
 """Seconds between signs of life, and without one until a trial counts as lost where locks cannot tell."""
 ATTEMPTS = 5
 """Workers that may die of one trial before it counts as failed."""
-PLACES = (3, 5, 9, 16, 27, 47, 81)
-"""Where a run's held-out loss is compared with others': in 81sts of its steps, each about 1.7 times the one before. Not
-earlier: a rate that is best in the end often does harm in the first steps."""
-RUNGS = (3, 9, 27)
-"""Those of successive halving."""
-STARTUP = 16
-"""Points at random before TPE has enough results to learn from."""
-DEFAULT_TRIALS = 64
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every worker must know, kept in the storage."""
-
-    base: Train
-    space: Space
-    method: str
-    pruner: str
-    trials: int
-    stall: int = 0
-    stall_whole: int = 0
-    keep_checkpoints: bool = False
-    folder: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        base = {part: to_json(getattr(self.base, part)) for part in PARTS} | {"impl": self.base.impl}
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {
-            "base": base,
-            "space": [asdict(each) for each in self.space],
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Plan":
-        """ConfigError where that is none, as of another version."""
-        try:
-            kinds = {part: type(getattr(Train(), part)) for part in PARTS}
-            parts = {part: from_json(kind, values["base"][part]) for part, kind in kinds.items()}
-            dimensions = (each | {"choices": tuple(map(hashable, each["choices"]))} for each in values["space"])
-            base = Train(impl=values["base"]["impl"], **parts)
-            return cls(**values | {"base": base, "space": tuple(Dimension(**each) for each in dimensions)})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"The storage holds no search of this version of the program ({error!r}).") from None
-
-
-def hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension in optuna's words."""
-    if dimension.choices:
-        return CategoricalDistribution([label(choice) for choice in dimension.choices])
-    if dimension.whole:
-        step = 1 if dimension.log else int(dimension.step)
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step or None)
-
-
-def label(value: Any) -> Any:
-    """A choice as optuna keeps it: what is several values at once, as text."""
-    return json.dumps(value) if isinstance(value, tuple) else value
-
-
-def point_of(space: Space, values: Mapping[str, Any]) -> Point:
-    """Optuna's values as ours."""
-    given = {each.name: {label(choice): choice for choice in each.choices} for each in space}
-    return {name: given[name].get(value, value) for name, value in values.items()}
-
-
-class Sampler(BaseSampler):
-    """Points as functions of seed, number and the results so far, whoever asks: random ones first, then TPE's. What was
-    tried already, or cannot be, is replaced by a random point."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.distributions = {each.name: distribution(each) for each in plan.space}
-        self.seed = plan.base.training.seed
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {name: each for name, each in self.distributions.items() if not each.single()}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
-        tpe = TPESampler(seed=self.seed + trial.number, multivariate=True, n_startup_trials=STARTUP)
-        values = tpe.sample_relative(study, trial, search_space)
-        taken = [point_of(self.plan.space, each.params) for each in others if each.params]
-        if values:
-            single = {name: each for name, each in self.distributions.items() if each.single()}
-            values |= {name: self.sample_independent(study, trial, name, each) for name, each in single.items()}
-            point = point_of(self.plan.space, values)
-            fresh = spaces.key(point) not in {spaces.key(each) for each in taken}
-            if fresh and spaces.possible(self.plan.base, point):
-                return values
-        chance = random.Random(f"{self.seed} {trial.number}")  # noqa: S311 - no secret
-        drawn = next(spaces.drawn(self.plan.base, self.plan.space, chance, taken), None)
-        drawn = drawn or next(spaces.drawn(self.plan.base, self.plan.space, chance), {})
-        return {name: label(value) for name, value in drawn.items()}
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Only of what has one value."""
-        dimension = next(each for each in self.plan.space if each.name == param_name)
-        return label(dimension.draw(random.Random(self.seed)))  # noqa: S311
-
-
-def pruner(name: str) -> optuna.pruners.BasePruner:
-    """One that counts in 81sts of a run."""
-    if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PLACES[0])
-    if name == "asha":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=PLACES[0], reduction_factor=3)
-    if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(PLACES[0], PLACES[-1], reduction_factor=3)
-    return optuna.pruners.NopPruner()
-
-
-class JournalLock(BaseJournalFileLock):
-    """A lock of the system, which ends with its process: optuna's own lock files would hold up everybody for half a
-    minute after a kill. Whoever gets it removes the line that a killed process, or a full disk, left torn."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, FileLock(f"{path}.flock", fallback_to_soft=False)
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        if self.path.exists():
-            mend(self.path)
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-def mend(path: Path) -> None:
-    """Cut off what follows the last end of a line; only whoever may write calls it."""
-    with path.open("rb+") as file:
-        size = end = file.seek(0, 2)
-        while end > 0:
-            start = max(0, end - 4096)
-            file.seek(start)
-            if (last := file.read(end - start).rfind(b"\n")) >= 0:
-                end = start + last + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-
-
-def knows_locks(folder: Path) -> bool:
-    """Whether the disk of a folder has locks of the system."""
-    lock = FileLock(folder / f".{socket.gethostname()}.probe", fallback_to_soft=False)
-    try:
-        with lock:
-            return True
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return False
-        raise
-    finally:
-        discard(lock.lock_file)
-
-
-def is_database(address: str) -> bool:
-    return "://" in address
-
-
-def open_storage(address: str) -> BaseStorage:
-    """A database, or the file of a journal; UserError where it cannot be opened."""
-    if is_database(address):
-        try:
-            return RDBStorage(address)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--storage {hidden(address)}: needs {error.name}: pip install {error.name}.") from None
-        except Exception as error:  # of whatever driver
-            said = str(error).splitlines()[0]
-            raise UserError(f"--storage {hidden(address)} cannot be opened: {said}") from None
-    path = Path(address).absolute()  # for the lock, and since workers may start elsewhere
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = JournalLock(path) if knows_locks(path.parent) else JournalFileOpenLock(str(path))
-        return JournalStorage(JournalFileBackend(str(path), lock))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--storage {address} cannot be read as optuna's journal: {error}") from None
-
-
-def hidden(address: str) -> str:
-    """An address without its password."""
-    from sqlalchemy.engine import make_url
-
-    return make_url(address).render_as_string(hide_password=True) if is_database(address) else address
-
-
-def refuse_shared_sqlite(address: str, workers: int) -> None:
-    """ConfigError where several processes would write to SQLite."""
-    if address.startswith("sqlite") and workers > 1:
-        raise ConfigError(
-            f"--storage {address} takes one worker, not {workers}: SQLite locks its whole file for every write, gives "
-            "up with 'database is locked' when several processes write, and damages it on disks of a network. Leave "
-            "--storage out (a journal file, safe for many), name a real database, or add --workers 1."
-        )
 
 
 def plan_of(options: Sweep, folder: Path) -> Plan:
@@ -278,18 +58,6 @@ def make(plan: Plan, storage: BaseStorage, name: str) -> "Search":
             study.enqueue_trial({each: label(value) for each, value in point.items()})
         study.set_user_attr("queued", True)
     return Search(storage, name)
-
-
-def queue(plan: Plan) -> list[Point]:
-    """The points of all trials; TPE finds its own when their time comes."""
-    chance = random.Random(plan.base.training.seed)  # noqa: S311 - no secret
-    if plan.method == "grid":
-        return spaces.grid(plan.base, plan.space, chance)[: plan.trials or None]
-    found = list(islice(spaces.drawn(plan.base, plan.space, chance), plan.trials or DEFAULT_TRIALS))
-    if not found:
-        spaces.configured(plan.base, {each.name: each.draw(chance) for each in plan.space})  # says what is wrong
-        raise ConfigError("No point of the space has options that go together.")
-    return found if plan.method == "random" else [{} for _ in found]
 
 
 @dataclass
@@ -462,30 +230,3 @@ class Search:
 def implementation_of(trial: FrozenTrial) -> str:
     """As far as it is known before the trial is taken."""
     return str((trial.system_attrs.get("fixed_params", {}) | trial.params).get(IMPLEMENTATION, ""))
-
-
-def suggest(trial: Trial, name: str, each: BaseDistribution) -> Any:
-    """The value of one option."""
-    if isinstance(each, IntDistribution):
-        return trial.suggest_int(name, each.low, each.high, step=each.step, log=each.log)
-    if isinstance(each, FloatDistribution):
-        return trial.suggest_float(name, each.low, each.high, step=each.step, log=each.log)
-    assert isinstance(each, CategoricalDistribution)  # noqa: S101 - `distribution` makes no other
-    return trial.suggest_categorical(name, each.choices)
-
-
-def names_in(storage: BaseStorage) -> Sequence[str]:
-    """The searches that a storage holds."""
-    names: Sequence[str] = optuna.get_all_study_names(storage)
-    return names
-
-
-def only_study(storage: BaseStorage, address: str, name: str) -> str:
-    """The search of that name, or the only one; ConfigError lists them."""
-    names = names_in(storage)
-    if name in names:
-        return name
-    if name or len(names) != 1:
-        listed = ", ".join(names) or "none"
-        raise ConfigError(f"{hidden(address)} holds {listed}: choose a search with --name.")
-    return names[0]

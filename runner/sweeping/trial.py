@@ -14,7 +14,8 @@ from runner.interruption import Interruption
 from runner.memory import shortage_explained, sizes_to_lower
 from runner.reporting.records import read_metrics
 from runner.rundir import RunDirectory
-from runner.sweeping.search import PLACES, Held, Search, TrialState
+from runner.sweeping.plan import PLACES
+from runner.sweeping.search import Held, Search, TrialState
 from runner.sweeping.space import configured
 from runner.sweeping.stopping import Stall
 from runner.train import describe_run, model_of

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from runner.console import console
-from runner.sweeping.search import Search, open_storage
+from runner.sweeping.search import Search
+from runner.sweeping.storage import open_storage
 from runner.sweeping.trial import discard_checkpoints, run_trial
 
 WAITING = 0.5

@@ -4,17 +4,9 @@ import numpy as np
 import pytest
 from conftest import reference
 
-from runner.examination import (
-    CASES,
-    CELLS,
-    OPTIMIZERS,
-    Examinee,
-    abridged,
-    compare,
-    make_case,
-    numbers_of,
-    tokens,
-)
+from runner.examination.bounds import compare
+from runner.examination.cases import CASES, CELLS, OPTIMIZERS, abridged, make_case
+from runner.examination.examinee import Examinee, numbers_of, tokens
 from shared.config import Engine
 from shared.errors import ImplementationError
 

@@ -16,7 +16,9 @@ import pytest
 from conftest import REQUIRED, reference
 
 from runner import check
-from runner.examination import CASES, Examinee, compare, make_case
+from runner.examination.bounds import compare
+from runner.examination.cases import CASES, make_case
+from runner.examination.examinee import Examinee
 from runner.workers import WorkerError
 
 ROOT = Path(__file__).parents[2]

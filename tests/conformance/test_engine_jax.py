@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from runner.examination import BRIEF, CASES, Design, Examinee, H, at, make_case, numbers_of, small, tokens
+from runner.examination.cases import BRIEF, CASES, Design, H, make_case, small
+from runner.examination.examinee import Examinee, at, numbers_of, tokens
 from runner.registry import create_model
 from shared.batching import PARTS
 from shared.config import OptimizerConfig, RuntimeConfig

@@ -9,7 +9,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from impl_numpy import dropout, fused, model, parallel
 from impl_numpy.arrays import open_device
-from runner.examination import CASES, Examinee, compare, make_case
+from runner.examination.bounds import compare
+from runner.examination.cases import CASES, make_case
+from runner.examination.examinee import Examinee
 from runner.registry import create_model
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch

@@ -9,7 +9,9 @@ from test_defects import DEFECTS, PAIRS, Inline
 from runner import check
 from runner.cli import Check
 from runner.diagnosis.localiser import finding, sentences
-from runner.examination import CASES, PARTS, Examinee, compare, make_case
+from runner.examination.bounds import compare
+from runner.examination.cases import CASES, make_case
+from runner.examination.examinee import PARTS, Examinee
 from runner.workers import Worker
 
 mutated = test_defects.mutated  # the fixture

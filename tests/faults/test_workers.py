@@ -18,7 +18,7 @@ from fragile import Fragile
 from runner import check, workers
 from runner.cli import Check, Compare
 from runner.compare import NOTHING, check_cell, distance, show, time_rounds, train_float32, train_float64, verdict
-from runner.examination import CASES
+from runner.examination.cases import CASES
 from runner.participants import Field
 from runner.workers import Task, Worker, WorkerError, share
 from shared.errors import ConfigError

@@ -11,7 +11,9 @@ from shared.config import RuntimeConfig
 
 environment.prepare(RuntimeConfig(device="cpu", threads=1))  # before NumPy loads
 
-from runner.examination import CASES, Examinee, compare, make_case  # noqa: E402
+from runner.examination.bounds import compare  # noqa: E402
+from runner.examination.cases import CASES, make_case  # noqa: E402
+from runner.examination.examinee import Examinee  # noqa: E402
 
 
 def main(impl: str, name: str, *parts: str) -> int:

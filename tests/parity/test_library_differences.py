@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.differences import DIFFERENCES, measured
+from runner.differences import measured
+from runner.effects.catalogue import DIFFERENCES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "differences.md").read_text("utf-8")
 LEFT = {"two-biases": 1e-12, "keras-constants": 1e-12}

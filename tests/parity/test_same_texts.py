@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import REQUIRED
 
+from runner.examination.near_ties import Difference, Writing, differences
 from runner.experiment import prepare, stacks
-from runner.near_ties import Difference, Writing, differences
 from runner.registry import create_model
 from runner.sample import model_of
 from runner.workers import Worker

@@ -8,7 +8,9 @@ from runner.diagnosis.causes import causes
 from runner.diagnosis.localiser import explain, finding
 from runner.diagnosis.mistaken_model import MistakenModel
 from runner.diagnosis.places import first_place
-from runner.examination import CASES, PARTS, SEED, V, at, compare, make_case, numbers_of, training
+from runner.examination.bounds import compare
+from runner.examination.cases import CASES, V, make_case
+from runner.examination.examinee import PARTS, SEED, at, numbers_of, training
 from runner.workers import WorkerError
 
 

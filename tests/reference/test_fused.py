@@ -8,7 +8,8 @@ from impl_numpy.fused import COLUMNS, unroll_fused, unroll_fused_backward
 from impl_numpy.generate import draw
 from impl_numpy.loss import mean_nats_backward, token_nats
 from impl_numpy.unroll import CELLS, unroll, unroll_backward
-from runner.examination import Design, V, at, make_case, small
+from runner.examination.cases import Design, V, make_case, small
+from runner.examination.examinee import at
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Batch
 from shared.errors import ImplementationError

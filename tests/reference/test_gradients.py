@@ -3,8 +3,8 @@
 import pytest
 
 from impl_numpy import unroll
-from runner import examination
-from runner.examination import CASES, Examinee, make_case, whole_grid
+from runner.examination.cases import CASES, make_case, whole_grid
+from runner.examination.examinee import Examinee
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -16,7 +16,7 @@ def test_a_kink_between_the_points_is_no_mistake_and_hides_none(monkeypatch):
     name = "rnn relu, 2 layers, embedding, residual, many-to-one"
     examinee, case = Examinee("numpy", "cpu"), make_case(name, whole_grid()[name])
     assert examinee.finite_differences(case) <= 1e-8
-    monkeypatch.setattr(examination, "SHORTER", (1e-3,))
+    monkeypatch.setattr(examinee, "SHORTER", (1e-3,))
     assert examinee.finite_differences(case) > 1e-5
     monkeypatch.undo()
     right = unroll.CELLS["rnn-relu"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from impl_numpy import create_model
-from runner.examination import CASES, OPTIMIZERS, H, K, V, at, make_case, small, strengthened
+from runner.examination.cases import CASES, OPTIMIZERS, H, K, V, make_case, small, strengthened
+from runner.examination.examinee import at
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.initializers import initial_parameters
 

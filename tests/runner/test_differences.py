@@ -11,7 +11,8 @@ from inline import Inline
 
 from runner import differences
 from runner.cli import Differences, parse
-from runner.differences import DIFFERENCES, SECTIONS, Surveyor
+from runner.differences import Surveyor
+from runner.effects.catalogue import DIFFERENCES, SECTIONS
 from runner.effects.fixtures import distance
 from runner.effects.optimizer import keras_adam
 from shared.errors import ConfigError

@@ -6,7 +6,8 @@ import pytest
 
 from runner.check import asked_for
 from runner.cli import Check
-from runner.examination import BRIEF, CASES, CELLS, OPTIMIZERS, PARTS, whole_grid
+from runner.examination.cases import BRIEF, CASES, CELLS, OPTIMIZERS, whole_grid
+from runner.examination.examinee import PARTS
 from shared.config import ModelConfig, OptimizerConfig
 from shared.errors import ConfigError
 

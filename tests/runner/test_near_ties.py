@@ -5,8 +5,9 @@ import pytest
 
 from impl_numpy.generate import draw
 from runner.check import show
-from runner.examination import CASES, V, compare, make_case, writings
-from runner.near_ties import Writing, differences, first_differences, reach, rounding
+from runner.examination.bounds import compare
+from runner.examination.cases import CASES, V, make_case, writings
+from runner.examination.near_ties import Writing, differences, first_differences, reach, rounding
 from runner.registry import create_model
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.sampling import SamplingRule

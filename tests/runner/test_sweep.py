@@ -20,9 +20,11 @@ from runner.console import console
 from runner.rundir import RunDirectory
 from runner.sweeping import report as sweep_report
 from runner.sweeping import space, trial
+from runner.sweeping.plan import Plan
 from runner.sweeping.progress import Board
-from runner.sweeping.search import Plan, Search, TrialState, make, mend, open_storage
+from runner.sweeping.search import Search, TrialState, make
 from runner.sweeping.stopping import Stall
+from runner.sweeping.storage import mend, open_storage
 from runner.sweeping.worker import SweepWorker
 from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, TrainingConfig
 from shared.errors import ConfigError, UserError

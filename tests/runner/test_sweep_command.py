@@ -17,7 +17,8 @@ from test_sweep import VARY, states, words
 from runner.cli import Train
 from runner.rundir import RunDirectory
 from runner.sweeping import space
-from runner.sweeping.search import Search, open_storage
+from runner.sweeping.search import Search
+from runner.sweeping.storage import open_storage
 from shared.config import ModelConfig
 
 SMALL = ["--embedding-size", 5, "--batch-size", 4, "--seq-length", 7, "--epochs", 99, "--max-steps", 150]

@@ -9,7 +9,8 @@ import pytest
 from runner import cli
 from runner.cli import Sweep, Train
 from runner.sweeping import space
-from runner.sweeping.search import Plan, distribution, point_of, queue, refuse_shared_sqlite
+from runner.sweeping.plan import Plan, distribution, point_of, queue
+from runner.sweeping.storage import refuse_shared_sqlite
 from shared.config import ModelConfig
 from shared.errors import ConfigError
 

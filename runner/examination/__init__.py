@@ -1,0 +1,1 @@
+"""What `check` asks of every implementation, and what "equal" means: cases, then examinee, then bounds."""
