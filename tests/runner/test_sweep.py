@@ -13,18 +13,16 @@ import optuna
 import pytest
 from made_up import NASTY, read_page
 
-import runner.sweeping.search as searches
 from runner import cli, sweep
 from runner.cli import Train
 from runner.console import console
 from runner.rundir import RunDirectory
-from runner.sweeping import report as sweep_report
-from runner.sweeping import space, trial
-from runner.sweeping.plan import Plan
+from runner.sweeping import report, space, trial
+from runner.sweeping.plan import Plan, queue
 from runner.sweeping.progress import Board
-from runner.sweeping.search import Search, TrialState, make
+from runner.sweeping.search import ATTEMPTS, Search, TrialState, make
 from runner.sweeping.stopping import Stall
-from runner.sweeping.storage import mend, open_storage
+from runner.sweeping.storage import hidden, mend, open_storage
 from runner.sweeping.worker import SweepWorker
 from shared.config import CorpusConfig, ModelConfig, RuntimeConfig, TrainingConfig
 from shared.errors import ConfigError, UserError
@@ -68,16 +66,16 @@ def test_names_cannot_act(base, tmp_path, monkeypatch):
         "runner.sweeping.worker.run_trial", lambda *_: trial.Outcome(TrialState.FAIL, None, {"reason": NASTY})
     )
     worker.work()
-    result = sweep_report.summary(search)
+    result = report.summary(search)
     result |= {"best": result["rows"][0] | {"loss": 1.0}, "name": NASTY}
-    page = read_page(sweep_report.write_page(result, tmp_path))
+    page = read_page(report.write_page(result, tmp_path))
     assert "alert(1)" in page.text
     assert "\x1b" not in page.text
 
 
 @pytest.mark.parametrize("value", ['日"\\\n\x7f\x00🐱', 1e-5, 3, True, [0.5, 0.99], ["l0=1"]])
 def test_toml_reads_back(value):
-    assert tomllib.loads(f"x = {sweep_report.toml(value)}") == {"x": value}
+    assert tomllib.loads(f"x = {report.toml(value)}") == {"x": value}
 
 
 def test_the_live_table(base, tmp_path, capsys):
@@ -260,7 +258,7 @@ def test_where_no_lock_is_shared_the_beat_tells(base, tmp_path, monkeypatch):
     held.lock.release()
     search.storage.set_trial_user_attr(held.trial._trial_id, "worker", {"host": "elsewhere", "process": 1})
     assert search.take() is None
-    monkeypatch.setattr(searches, "LOST_AFTER", 0.05)
+    monkeypatch.setattr("runner.sweeping.search.LOST_AFTER", 0.05)
     time.sleep(0.1)
     search.storage.set_trial_user_attr(held.trial._trial_id, "beat", 1)  # it lives
     assert search.take() is None
@@ -270,12 +268,12 @@ def test_where_no_lock_is_shared_the_beat_tells(base, tmp_path, monkeypatch):
 
 def test_a_trial_that_kills_its_workers_is_given_up(base, tmp_path):
     search, worker = begun(base, tmp_path, "hidden_size 4")
-    for _ in range(searches.ATTEMPTS):
+    for _ in range(ATTEMPTS):
         search.take().lock.release()
         search.died(os.getpid())
     assert worker.work() is None
     assert states(search) == ["FAIL"]
-    assert "its worker died 5 times" in sweep_report.summary(search)["rows"][0]["reason"]
+    assert "its worker died 5 times" in report.summary(search)["rows"][0]["reason"]
 
 
 def test_who_is_second_to_finish_is_not_counted(base, tmp_path):
@@ -291,7 +289,7 @@ def test_options_that_fit_no_text_fail_alone(base, tmp_path):
     search, worker = begun(base, tmp_path, "batch_size 4,4000")
     worker.work()
     assert sorted(states(search)) == ["COMPLETE", "FAIL"]
-    assert [row["reason"] for row in sweep_report.summary(search)["rows"] if row["state"] == "failed"] != [""]
+    assert [row["reason"] for row in report.summary(search)["rows"] if row["state"] == "failed"] != [""]
 
 
 def test_another_implementation_gets_a_process_of_its_own(base, tmp_path, monkeypatch):
@@ -341,7 +339,7 @@ def test_a_beginning_that_was_killed_is_finished(base, tmp_path):
 
 
 def make_points(plan):
-    return searches.queue(plan)
+    return queue(plan)
 
 
 def test_a_torn_line_is_mended_by_the_next_writer(base, tmp_path):
@@ -367,6 +365,6 @@ def test_one_worker_may_keep_results_in_sqlite(base, tmp_path):
 
 
 def test_a_password_is_not_written(tmp_path):
-    assert searches.hidden("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert hidden("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     with pytest.raises(UserError, match=r"cannot be opened|needs"):
         open_storage("postgresql://me:secret@127.0.0.1:1/db")
