@@ -248,7 +248,7 @@ def _loss(
     dropout = Dropout(config.dropout_rates, keys, step, worker(network.mesh)) if dropping else None
     outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
     chosen, targets, mask = unmasked(*predictions(outputs, batch, config.many_to_one), rows)
-    return mean_nats(_decode(network, weights, chosen), targets, mask, count), after
+    return mean_nats(_decode(network, weights, chosen), targets, mask, count), zero_rows(after, ~batch.mask[:, -1])
 
 
 def _worker_gradients(
@@ -329,9 +329,9 @@ def _evaluate(
 
     def evaluate(state: State, now: tuple[Batch, Array | None]) -> tuple[State, tuple[Array, Array, Array]]:
         batch, rows = now
-        outputs, state, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset))
+        outputs, after, _ = _outputs(network, weights, batch.tokens.T, zero_rows(state, batch.reset))
         chosen, targets, mask = unmasked(*predictions(outputs, batch, network.config.many_to_one), rows)
-        return state, score(_decode(network, weights, chosen), targets, mask)
+        return zero_rows(after, ~batch.mask[:, -1]), score(_decode(network, weights, chosen), targets, mask)
 
     state, scores = lax.scan(evaluate, state, batches)
     return jax.tree.map(jnp.sum, scores), state

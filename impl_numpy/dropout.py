@@ -16,14 +16,14 @@ class Dropout(NamedTuple):
     keys: tuple[tuple[int, int], ...]
     """Of each layer: shared.random_bits.dropout_keys."""
     step: int
-    first: int = 0  # of a thread's rows, in the batch
+    rows: slice = slice(0, None, 1)  # a thread's, in the batch
 
 
 def keep_mask(outputs: Array, layer: int, dropout: Dropout) -> Array:
     """bool, of the shape of a layer's outputs [T, B, H]: False where one is dropped."""
     T, B, H = outputs.shape
     times, rows, units = (np.arange(n, dtype=np.uint32, like=outputs) for n in (T, B, H))
-    rows += np.uint32(dropout.first)
+    rows = np.uint32(dropout.rows.start) + rows * np.uint32(dropout.rows.step)
     places = (rows[:, None] * np.uint32(T) + times[:, None, None]) * np.uint32(H) + units
     now = np.uint32(dropout.step & 0xFFFFFFFF)
     a, b = (np.array([word], np.uint32, like=outputs) for word in dropout.keys[layer])

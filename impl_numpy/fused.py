@@ -5,7 +5,8 @@ rows, so that one call serves all sigmoids. A sigmoid is (1 + tanh(x / 2)) / 2; 
 Within a step nothing is allocated. What needs no state is computed for many steps in one product.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from impl_numpy.arrays import Array, pieces
 from impl_numpy.gru import GRUState, GRUWeights
 from impl_numpy.lstm import LSTMState, LSTMWeights
 from impl_numpy.unroll import Cell, Engine, cell_of, layer_weights, multiply_backward, shortcut
+from shared.batching import Stretch
 from shared.config import ModelConfig
 
 COLUMNS = 512
@@ -35,36 +37,85 @@ class GRURecord(NamedTuple):
     gates: Array  # [T, 4H, B]: reset, update, U h + b_hn of the candidate, candidate
 
 
+class Kept(NamedTuple):
+    """A stretch that was computed."""
+
+    steps: slice
+    rows: slice
+    record: Any
+
+
 def unroll_fused(cell: Cell, inputs: Array, state: Any, weights: Any, record: bool) -> tuple[Array, Any, Any]:
     """One layer over time, as `unroll` -> outputs [T, B, H], the state after the last step, and a record of its own."""
-    way = WAYS[cell.name]
-    kept = way.forward(inputs, state, way.arrange(weights))
-    outputs = np.ascontiguousarray(kept.hidden[1:].swapaxes(1, 2))
-    after = cell.state(*(np.ascontiguousarray(getattr(kept, field)[-1].T) for field in cell.state._fields))
-    return outputs, after, kept if record else None
+    return unroll_stretches(((0, *inputs.shape[:2]),), cell, inputs, state, weights, record)
+
+
+def unroll_stretches(
+    stretches: Sequence[Stretch], cell: Cell, inputs: Array, state: Any, weights: Any, record: bool
+) -> tuple[Array, Any, Any]:
+    """As `unroll_fused`, but only the steps and rows of these stretches (`shared.batching.stretches`) are computed.
+    Outputs of the others are zero, and so is the state of the rows that have none in the last."""
+    way, (T, B) = WAYS[cell.name], inputs.shape[:2]
+    arranged, after, kept = way.arrange(weights), state, []
+    outputs = room(weights.bias, T, B, weights.weight_hh.shape[1])
+    for start, stop, count in stretches:
+        steps, rows = slice(start, stop), slice(count)
+        some = way.forward(inputs[steps, rows], cell.state(*(field[rows] for field in after)), arranged)
+        after = cell.state(*(getattr(some, field)[-1].T for field in cell.state._fields))
+        outputs[steps, rows], outputs[steps, count:] = some.hidden[1:].swapaxes(1, 2), 0
+        kept.append(Kept(steps, rows, some))
+    outputs[stop:] = 0
+    ends = cell.state(*(np.ascontiguousarray(widened(field, B).T) for field in after))
+    return outputs, ends, kept if record else None
 
 
 def unroll_fused_backward(
     cell: Cell, d_outputs: Array, inputs: Array, state: Any, weights: Any, record: Any
 ) -> tuple[Array | None, Any, dict[str, Array]]:
     """Gradients as `unroll_backward`'s: at the inputs (None for tokens), at the state before, of the weights."""
-    return WAYS[cell.name].backward(d_outputs, inputs, weights, record)
+    way, B = WAYS[cell.name], d_outputs.shape[1]
+    turned, d_state = way.turn(weights), cell.state(*(field[:0] for field in state))
+    d_inputs, gradients = None, dict[str, Array]()
+    for steps, rows, kept in reversed(record):
+        given = d_outputs[steps, rows], inputs[steps, rows], weights, turned, kept, d_state
+        d_some, d_state, found = way.backward(*given)
+        for name, value in found.items():
+            gradients[name] = np.add(value, gradients[name], out=value) if name in gradients else value
+        if d_some is None or d_some.shape == inputs.shape:
+            d_inputs = d_some
+            continue
+        if d_inputs is None:
+            d_inputs = np.zeros_like(inputs.transpose(2, 0, 1), order="C").transpose(1, 2, 0)
+        d_inputs[steps, rows] = d_some
+    return d_inputs, cell.state(*(widened(field, B).T for field in d_state)), gradients
+
+
+def over(stretches: Sequence[Stretch]) -> Engine:
+    """The engine that computes these stretches only."""
+    return Engine(partial(unroll_stretches, stretches), unroll_fused_backward)
 
 
 FUSED = Engine(unroll_fused, unroll_fused_backward)
 
 
+def widened(field: Array, columns: int) -> Array:
+    """Of some rows [n, H] -> of so many [H, columns]: zero in the others."""
+    wide = np.zeros_like(field, shape=(field.shape[1], columns))
+    wide[:, : len(field)] = field.T
+    return wide
+
+
 def projections(inputs: Array, weight: Array, bias: Array) -> Iterator[Array]:
     """W x + b of one step after the other, [G*H, B]: inputs [T, B, I], or tokens [T, B] for one-hot vectors."""
+    if inputs.ndim == 2:
+        table = weight + bias[:, None]
+        yield from (table.take(tokens, axis=1) for tokens in inputs)
+        return
     steps = max(1, COLUMNS // inputs.shape[1])
-    table = weight + bias[:, None] if inputs.ndim == 2 else weight
     for start in range(0, len(inputs), steps):
         some = inputs[start : start + steps]
-        if inputs.ndim == 2:
-            block = np.take(table, some.reshape(-1), axis=1)
-        else:
-            block = table @ some.reshape(-1, some.shape[2]).T
-            block += bias[:, None]
+        block = weight @ some.reshape(-1, some.shape[2]).T
+        block += bias[:, None]
         yield from block.reshape(len(bias), *some.shape[:2]).swapaxes(0, 1)
 
 
@@ -193,15 +244,20 @@ def lstm_slopes(hidden: Array, cell: Array, gates: Array, squashed: Array) -> tu
     return f, through, slopes
 
 
+def lstm_turn(weights: LSTMWeights) -> Array:
+    """The recurrent weight as the way back multiplies with it."""
+    return np.ascontiguousarray(weights.weight_hh.T)
+
+
 def lstm_backward(
-    d_outputs: Array, inputs: Array, weights: LSTMWeights, record: LSTMRecord
+    d_outputs: Array, inputs: Array, weights: LSTMWeights, turned: Array, record: LSTMRecord, d_after: LSTMState
 ) -> tuple[Array | None, LSTMState, dict[str, Array]]:
-    """All steps back."""
+    """All steps back, from the gradient at the state after them, of all rows or of the first ones."""
     hidden, cell, gates, squashed = record
     T, H, B = squashed.shape
-    weight = blocks(weights.weight_hh.T, B)
+    weight = blocks(turned, B)
     d_sums, some = room(gates, 4 * H, T, B), room(gates, H, B)
-    d_hidden, d_cell = np.zeros_like(hidden[0]), np.zeros_like(hidden[0])
+    d_hidden, d_cell = (widened(field, B) for field in d_after)
     for steps in backwards(gates):
         forget, through, slopes = lstm_slopes(hidden[1:][steps], cell[:-1][steps], gates[steps], squashed[steps])
         for t in reversed(range(len(slopes))):
@@ -285,14 +341,21 @@ def gru_slopes(hidden: Array, gates: Array) -> tuple[Array, Array]:
     return z, slopes
 
 
+def gru_turn(weights: GRUWeights) -> Array:
+    """The recurrent weight as the way back multiplies with it: the candidate's before those of reset and update."""
+    H = len(weights.bias_hn)
+    return np.ascontiguousarray(np.concatenate([weights.weight_hh[2 * H :], weights.weight_hh[: 2 * H]]).T)
+
+
 def gru_backward(
-    d_outputs: Array, inputs: Array, weights: GRUWeights, record: GRURecord
+    d_outputs: Array, inputs: Array, weights: GRUWeights, turned: Array, record: GRURecord, d_after: GRUState
 ) -> tuple[Array | None, GRUState, dict[str, Array]]:
-    """All steps back. The candidate's sum is split: its part of U h stands before reset and update, W x + b behind."""
+    """All steps back, from the gradient at the state after them, of all rows or of the first ones. The candidate's sum
+    is split: its part of U h stands before reset and update, W x + b behind."""
     hidden, gates = record
     T, (H, B) = len(gates), hidden.shape[1:]
-    weight = blocks(np.concatenate([weights.weight_hh[2 * H :], weights.weight_hh[: 2 * H]]).T, B)
-    d_sums, product, d_hidden = room(gates, 4 * H, T, B), room(gates, H, B), np.zeros_like(hidden[0])
+    weight = blocks(turned, B)
+    d_sums, product, d_hidden = room(gates, 4 * H, T, B), room(gates, H, B), widened(d_after.hidden, B)
     for steps in backwards(gates):
         update, slopes = gru_slopes(hidden[:-1][steps], gates[steps])
         for t in reversed(range(len(slopes))):
@@ -315,13 +378,14 @@ class Way(NamedTuple):
 
     arrange: Callable[[Any], Any]
     forward: Callable[..., Any]
+    turn: Callable[[Any], Array]
     backward: Callable[..., Any]
     advance: Callable[..., Any]
 
 
 WAYS = {
-    "lstm": Way(lstm_arrange, lstm_forward, lstm_backward, lstm_advance),
-    "gru-after": Way(gru_arrange, gru_forward, gru_backward, gru_advance),
+    "lstm": Way(lstm_arrange, lstm_forward, lstm_turn, lstm_backward, lstm_advance),
+    "gru-after": Way(gru_arrange, gru_forward, gru_turn, gru_backward, gru_advance),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from impl_numpy.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_numpy.dropout import Dropout
 from impl_numpy.embedding import embed, embed_backward, fold, fold_backward
-from impl_numpy.fused import FUSED, stepper
+from impl_numpy.fused import FUSED, over, stepper
 from impl_numpy.generate import Advance, generate
 from impl_numpy.loss import (
     mean_nats_backward,
@@ -21,8 +21,9 @@ from impl_numpy.loss import (
 )
 from impl_numpy.native import require_native
 from impl_numpy.optimizer import clip, init_slots, norms, together, update
-from impl_numpy.parallel import Each, Threads
-from impl_numpy.unroll import SCRATCH, cell_of, unroll_layers, unroll_layers_backward
+from impl_numpy.parallel import Each, Threads, interleaved
+from impl_numpy.unroll import SCRATCH, Engine, cell_of, unroll_layers, unroll_layers_backward
+from shared.batching import stretches
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, Team, TrainingSteps
 from shared.engines import engine_of
@@ -101,7 +102,7 @@ class Model:
         return {f"{f}_l{k}": to_numpy(v) for k, layer in enumerate(state) for f, v in layer._asdict().items()}
 
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        outputs, state = self._outputs(self._array(tokens).T, state)
+        outputs, state = self._outputs(self._array(tokens).T, state, self._engine)
         if self._model.many_to_one:
             return to_numpy(self._decode(outputs[-1])), state
         return to_numpy(self._decode(outputs).swapaxes(0, 1)), state
@@ -168,7 +169,7 @@ class Model:
             return generate(advance, state, first[rows], lengths[rows], draws[rows], rule, own, chosen_from)
 
         with self._share(len(prompt)) as each:
-            return to_numpy(np.concatenate(each(write)))
+            return to_numpy(interleaved(each(write)))
 
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
@@ -207,10 +208,14 @@ class Model:
             return tokens, fold(self._parameters, activation)
         return embed(tokens, self._parameters, activation), self._parameters
 
-    def _outputs(self, tokens: Array, state: State) -> tuple[Array, State]:
+    def _engine_for(self, mask: Array) -> Engine:
+        """The engine; the fused one leaves out padded steps, mask [B, T], where rows stand longest first."""
+        return over(stretches(to_numpy(mask))) if self._engine is FUSED else self._engine
+
+    def _outputs(self, tokens: Array, state: State, engine: Engine) -> tuple[Array, State]:
         """tokens [T, B] -> outputs of the top layer [T, B, H], state."""
         inputs, parameters = self._inputs(tokens)
-        return unroll_layers(self._model, parameters, inputs, state, None, False, self._engine)[:2]
+        return unroll_layers(self._model, parameters, inputs, state, None, False, engine)[:2]
 
     def _advance(self, batch_size: int, count: int) -> Advance:
         """tokens [B] -> logits [B, V], state; for so many rows, and tokens in all."""
@@ -239,9 +244,11 @@ class Model:
 
         def share(rows: slice) -> tuple[list[float], State]:
             some = at(batch, rows)
-            outputs, after = self._outputs(some.tokens.T, zero_rows(rows_of(state, rows), some.reset))
+            before, engine = zero_rows(rows_of(state, rows), some.reset), self._engine_for(some.mask)
+            outputs, after = self._outputs(some.tokens.T, before, engine)
             chosen, targets, mask = unmasked(*predictions(outputs, some, self._model.many_to_one))
-            return [float(number) for number in score(self._decode(chosen), targets, mask)], after
+            scores = [float(number) for number in score(self._decode(chosen), targets, mask)]
+            return scores, zero_rows(after, ~some.mask[:, -1])
 
         scores, afters = zip(*each(share), strict=True)
         return np.sum(scores, 0), joined(afters)
@@ -253,7 +260,7 @@ class Model:
         count = (batch.mask.any(1) if self._model.many_to_one else batch.mask).sum()
 
         def share(rows: slice) -> tuple[Array, dict[str, Array], State, State]:
-            own = dropout and dropout._replace(first=rows.start)
+            own = dropout and dropout._replace(rows=rows)
             return self._share_gradients(at(batch, rows), rows_of(state, rows), own, count)
 
         losses, (gradients, *others), d_states, afters = zip(*each(share), strict=True)
@@ -266,7 +273,7 @@ class Model:
         self, batch: Batch, state: State, dropout: Dropout | None, count: Array
     ) -> tuple[Array, dict[str, Array], State, State]:
         """The part that some rows have in them, of so many predictions in all."""
-        model, engine, before = self._model, self._engine, zero_rows(state, batch.reset)
+        model, engine, before = self._model, self._engine_for(batch.mask), zero_rows(state, batch.reset)
         inputs, parameters = self._inputs(batch.tokens.T)
         outputs, after, layers = unroll_layers(model, parameters, inputs, before, dropout, True, engine)
         loss, d_outputs, decoder = self._loss(outputs, batch, count)
@@ -279,7 +286,7 @@ class Model:
             gradients["embedding.weight"] = d_table
         for name, gradient in decoder.items():
             gradients[name] = gradient + gradients[name] if name in gradients else gradient
-        return loss, gradients, zero_rows(d_states, batch.reset), after
+        return loss, gradients, zero_rows(d_states, batch.reset), zero_rows(after, ~batch.mask[:, -1])
 
     def _loss(self, outputs: Array, batch: Batch, count: Array) -> tuple[Array, Array, dict[str, Array]]:
         """Loss, gradients at the outputs [T, B, H] and of the decoder's parameters, for so many predictions in all."""
@@ -317,11 +324,9 @@ def rows_of(state: State, rows: slice) -> State:
 
 
 def joined(states: Sequence[State]) -> State:
-    """The state of all rows, one share behind the other."""
-    if len(states) == 1:
-        return states[0]
+    """The state of all rows, from those of each thread's."""
     return tuple(
-        type(shares[0])(*(np.concatenate(field) for field in zip(*shares, strict=True)))
+        type(shares[0])(*(interleaved(field) for field in zip(*shares, strict=True)))
         for shares in zip(*states, strict=True)
     )
 

@@ -1,18 +1,18 @@
 """Who shares a batch. Rows of a batch do not know each other, and NumPy lets other threads run while it computes: so
-each thread takes rows of its own all the way through the layers and back, with a BLAS of one thread, and nobody waits
-between two steps. Messages between processes NumPy has none."""
+each thread takes rows of its own (of two threads, every second one: as long as the other's) all the way through the
+layers and back, with a BLAS of one thread, and nobody waits between two steps. Messages between processes NumPy has
+none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from itertools import pairwise
 from typing import NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from impl_numpy.arrays import Device
+from impl_numpy.arrays import Array, Device
 from shared.config import ParallelConfig, RuntimeConfig
 from shared.errors import ImplementationError
 
@@ -38,7 +38,7 @@ class Threads:
         """Rows whose states are so wide, as many for each thread as for the others; few of them for one alone.
         Meanwhile BLAS has one thread: more of them would go on waiting for work beside those that have some."""
         count = max(1, min(self._count, rows, rows * width // LEAST))
-        first, *others = (slice(*ends) for ends in pairwise(rows * k // count for k in range(count + 1)))
+        first, *others = (slice(k, rows, count) for k in range(count))
 
         def each(function: Callable[[slice], Result]) -> list[Result]:
             started = [self._pool.submit(copy_context().run, function, share) for share in others]
@@ -46,6 +46,16 @@ class Threads:
 
         with self._blas.limit(limits=1 if others else None):
             yield each
+
+
+def interleaved(parts: Sequence[Array]) -> Array:
+    """What each thread made of its rows, in the order of all rows."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = np.empty_like(parts[0], shape=(sum(map(len, parts)), *parts[0].shape[1:]))
+    for k, part in enumerate(parts):
+        whole[k :: len(parts)] = part
+    return whole
 
 
 def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> NoReturn:

@@ -221,7 +221,7 @@ def _predict(
     weights, before = cast(parameters, setup.place.layers), zero_rows(state, batch.reset)
     outputs, after, records = _outputs(setup, weights, tf.transpose(batch.tokens), before, dropout, record)
     chosen, targets, mask = unmasked(*predictions(outputs, batch, setup.model.many_to_one), rows)
-    return (_decode(setup, weights, chosen), targets, mask), after, records
+    return (_decode(setup, weights, chosen), targets, mask), zero_rows(after, ~batch.mask[:, -1]), records
 
 
 def _logits(setup: Setup, parameters: Parameters, tokens: Array, state: State) -> tuple[Array, State]:

@@ -5,6 +5,7 @@ that one is a loop written here, with the way back by hand. Around either, a sma
 with the input weight before they are looked up, not after; and oneDNN makes the logits, the widest product.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from impl_torch.arrays import Array, Device
 from impl_torch.embedding import ACTIVATIONS
 from impl_torch.native import native_kernel, unroll_native
 from impl_torch.unroll import Cell, Record, cell_of, project
+from shared.batching import Stretch
 from shared.config import ModelConfig
 
 
@@ -39,6 +41,20 @@ def unroll_fused(cell: Cell, inputs: Array, state: Any, weights: Any, record: bo
         return unroll_native(cell, inputs, state, weights, record)
     outputs = GRULoop.apply(project(inputs, weights), state.hidden, weights.weight_hh, weights.bias_hn)
     return outputs, cell.state(outputs[-1]), None
+
+
+def unroll_stretches(
+    stretches: Sequence[Stretch], cell: Cell, inputs: Array, state: Any, weights: Any, record: bool
+) -> tuple[Array, Any, Record | None]:
+    """As `unroll_fused`, but only the steps and rows of these stretches (`shared.batching.stretches`) are computed.
+    Outputs of the others are zero, and so is the state of the rows that have none in the last."""
+    (T, B), outputs, after, stop = inputs.shape[:2], [], state, 0
+    for start, stop, rows in stretches:
+        after = cell.state(*(field[:rows] for field in after))
+        some, after, _ = unroll_fused(cell, inputs[start:stop, :rows], after, weights, record)
+        outputs.append(pad(some, (0, 0, 0, B - rows)))
+    after = cell.state(*(pad(field, (0, 0, 0, B - len(field))) for field in after))
+    return pad(torch.cat(outputs), (0, 0, 0, 0, 0, T - stop)), after, None
 
 
 class GRULoop(torch.autograd.Function):

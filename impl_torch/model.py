@@ -9,13 +9,14 @@ import torch
 from impl_torch.arrays import Array, kernel, open_device, to_array, to_numpy
 from impl_torch.dropout import Dropout
 from impl_torch.embedding import embed
-from impl_torch.fused import dense, fold, fused_kernel, unroll_fused
+from impl_torch.fused import dense, fold, fused_kernel, unroll_fused, unroll_stretches
 from impl_torch.generate import Advance, generate, stepper
 from impl_torch.loss import mean_nats, predictions, score, unmasked
 from impl_torch.native import native_kernel, require_native, unroll_native
 from impl_torch.optimizer import clip, init_slots, norms, together, update
 from impl_torch.parallel import Team
-from impl_torch.unroll import Record, cell_of, unroll, unroll_layers
+from impl_torch.unroll import Engine, Record, cell_of, unroll, unroll_layers
+from shared.batching import stretches
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
 from shared.contract import Arrays, Batch, Evaluation, Gradients, LanguageModel, State, TrainingSteps
 from shared.engines import engine_of
@@ -102,7 +103,7 @@ class Model:
     @torch.no_grad()
     def logits(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         weights = self._weights()
-        outputs, state, _ = self._outputs(weights, self._array(tokens).T, state)
+        outputs, state, _ = self._outputs(weights, self._array(tokens).T, state, None, self._unroll)
         if self._model.many_to_one:
             return to_numpy(self._decode(weights, outputs[-1])), state
         return to_numpy(self._decode(weights, outputs).transpose(0, 1)), state
@@ -110,7 +111,7 @@ class Model:
     def loss_and_gradients(self, batch: Batch, state: State, step: int | None = None) -> tuple[float, Gradients, State]:
         start = map_state(lambda field: self._team.rows(field).detach().clone().requires_grad_(), state)
         mine, count = self._share(batch, axis=0)
-        loss, after = self._loss(mine, start, self._dropout(step), self._rows(self._team.rows(batch.mask)), count)
+        loss, after = self._loss(mine, start, self._dropout(step), self._places(self._team.rows(batch.mask)), count)
         fields = [field for layer in start for field in layer]
         gradients = torch.autograd.grad(loss, [*self._parameters.values(), *fields])
         loss, *totals = self._team.total([loss, *gradients[: len(self._shapes)]])
@@ -121,10 +122,10 @@ class Model:
 
     def train_steps(self, batches: Batch, state: State, learning_rates: np.ndarray) -> TrainingSteps:
         stacked, counts = self._share(batches, axis=1)
-        rows = [self._rows(self._team.rows(mask)) for mask in batches.mask]
+        places = [self._places(self._team.rows(mask)) for mask in batches.mask]
         state, steps = map_state(self._team.rows, state), []
         for k, learning_rate in enumerate(learning_rates):
-            given = at(stacked, k), rows[k], None if counts is None else counts[k]
+            given = at(stacked, k), places[k], None if counts is None else counts[k]
             each, loss, norm, finite, state = self._train_step(*given, state, float(learning_rate))
             steps.append((loss, norm, finite, each))
         losses, totals, finites, each_norm = (to_numpy(torch.stack(column)) for column in zip(*steps, strict=True))
@@ -133,12 +134,14 @@ class Model:
 
     @torch.no_grad()
     def evaluate(self, batches: Batch, state: State) -> Evaluation:
-        stacked, rows = Batch(*map(self._array, batches)), [self._rows(mask) for mask in batches.mask]
+        stacked, places = Batch(*map(self._array, batches)), [self._places(mask) for mask in batches.mask]
         weights, sums = self._weights(), torch.zeros(3, dtype=torch.float64, device=self._place.handle)
         for k in range(len(batches.tokens)):
             batch = at(stacked, k)
-            outputs, state, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset))
-            outputs, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one), rows[k])
+            before, (rows, engine) = zero_rows(state, batch.reset), places[k]
+            outputs, after, _ = self._outputs(weights, batch.tokens.T, before, None, engine)
+            state = zero_rows(after, ~batch.mask[:, -1])
+            outputs, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one), rows)
             sums += torch.stack([each.double() for each in score(self._decode(weights, outputs), targets, mask)])
         nats, tokens, hits = sums.tolist()
         return Evaluation(nats, int(tokens), int(hits), state)
@@ -147,7 +150,7 @@ class Model:
     def trace(self, batch: Batch, state: State) -> dict[str, np.ndarray]:
         weights, on_device = self._weights(), Batch(*map(self._array, batch))
         before = zero_rows(state, on_device.reset)
-        outputs, _, records = self._outputs(weights, on_device.tokens.T, before, record=True)
+        outputs, _, records = self._outputs(weights, on_device.tokens.T, before, None, unroll, record=True)
         logits = self._decode(weights, predictions(outputs, on_device, self._model.many_to_one)[0])
         traced = {
             f"{field}_l{k}": to_numpy(value.transpose(0, 1))
@@ -181,10 +184,14 @@ class Model:
     def _array(self, values: np.ndarray) -> Array:
         return to_array(values, self._place)
 
-    def _rows(self, mask: np.ndarray) -> Array | None:
-        """Where a batch's mask [B, T] is True in [T, B], flat; None where everywhere. Found here on the host, as a GPU
-        would have to be waited for."""
-        return None if mask.all() or self._model.many_to_one else self._array(np.flatnonzero(mask.T))
+    def _places(self, mask: np.ndarray) -> tuple[Array | None, Engine]:
+        """Where a batch's mask [B, T] is True in [T, B], flat, None where everywhere; and the engine: the fused one
+        leaves out padded steps where rows stand longest first, which a GPU has no gain of. Found here on the host, as
+        a GPU would have to be waited for."""
+        rows = None if mask.all() or self._model.many_to_one else self._array(np.flatnonzero(mask.T))
+        if self._unroll is not unroll_fused or self._place.handle.type != "cpu" or mask.all():
+            return rows, self._unroll
+        return rows, partial(unroll_stretches, stretches(mask))
 
     def _weights(self) -> dict[str, Array]:
         """The parameters in the layers' precision, inside the graph."""
@@ -212,12 +219,12 @@ class Model:
         weights: dict[str, Array],
         tokens: Array,
         state: State,
-        dropout: Dropout | None = None,
+        dropout: Dropout | None,
+        engine: Engine,
         record: bool = False,
     ) -> tuple[Array, State, list[Record | None]]:
         """tokens [T, B] -> outputs of the top layer [T, B, H], state, a record for each layer."""
-        engine = unroll if record else self._unroll
-        if engine is unroll_fused:
+        if self._unroll is unroll_fused and not record:
             weights = fold(self._model, weights, tokens.numel())
         vectors = embed(tokens, weights, self._model.embedding_activation)
         before = cast(state, self._place.layers)
@@ -226,24 +233,35 @@ class Model:
 
     def _advance(self, weights: dict[str, Array], tokens: Array, state: State) -> tuple[Array, State]:
         """tokens [B] -> logits [B, V], state."""
-        outputs, state, _ = self._outputs(weights, tokens[None], state)
+        outputs, state, _ = self._outputs(weights, tokens[None], state, None, self._unroll)
         return self._decode(weights, outputs[0]), state
 
     def _loss(
-        self, batch: Batch, state: State, dropout: Dropout | None, rows: Array | None, count: Array | None
+        self,
+        batch: Batch,
+        state: State,
+        dropout: Dropout | None,
+        places: tuple[Array | None, Engine],
+        count: Array | None,
     ) -> tuple[Array, State]:
-        """Mean nats of the batch, whose unmasked `rows` are given, or what these rows add to those of `count`
-        predictions; the state after, detached."""
-        weights = self._weights()
-        outputs, after, _ = self._outputs(weights, batch.tokens.T, zero_rows(state, batch.reset), dropout)
+        """Mean nats of the batch, of which `_places` has told, or what these rows add to those of `count` predictions;
+        the state after, detached."""
+        weights, before, (rows, engine) = self._weights(), zero_rows(state, batch.reset), places
+        outputs, after, _ = self._outputs(weights, batch.tokens.T, before, dropout, engine)
         outputs, targets, mask = unmasked(*predictions(outputs, batch, self._model.many_to_one), rows)
-        return mean_nats(self._decode(weights, outputs), targets, mask, count), map_state(torch.Tensor.detach, after)
+        after = zero_rows(map_state(torch.Tensor.detach, after), ~batch.mask[:, -1])
+        return mean_nats(self._decode(weights, outputs), targets, mask, count), after
 
     def _train_step(
-        self, batch: Batch, rows: Array | None, count: Array | None, state: State, learning_rate: float
+        self,
+        batch: Batch,
+        places: tuple[Array | None, Engine],
+        count: Array | None,
+        state: State,
+        learning_rate: float,
     ) -> tuple[Array, Array, Array, Array, State]:
         """Norms of the gradients, each and together; loss, whether finite, state after."""
-        loss, after = self._loss(batch, state, self._dropout(self._step), rows, count)
+        loss, after = self._loss(batch, state, self._dropout(self._step), places, count)
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
             loss, *totals = self._team.total([loss, *grads])

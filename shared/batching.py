@@ -3,6 +3,7 @@ random state. A short window is padded at the right, where its mask is False."""
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,6 +17,10 @@ COUNTED = 2**22
 """Tokens counted at a time."""
 ORDERED = 2**22
 """Rows of an epoch whose shuffled order is held; that of more would take up to 20 times the memory of their text."""
+Stretch = tuple[int, int, int]
+"""The first step, the one behind the last, and rows."""
+WIDTHS = 4
+"""Numbers of rows that stretches have at most: each costs a copy of the weights."""
 PARTS = 8
 """Numbers of rows of logits at most, so that who compiles for fixed shapes has no more programs."""
 
@@ -90,9 +95,9 @@ class WindowBatches:
 
 
 class PoemBatches:
-    """Poems, each tokens [n]: BOS and the characters predict the characters and EOS. Every row is reset. Poems of more
-    than T steps are left out and counted, or with `cut` read so far, without an end; rows that the last batch lacks are
-    all padding."""
+    """Poems, each tokens [n]: BOS and the characters predict the characters and EOS. Every row is reset, and those of a
+    batch stand longest first (`stretches`). Poems of more than T steps are left out and counted, or with `cut` read so
+    far, without an end; rows that the last batch lacks are all padding."""
 
     def __init__(
         self,
@@ -143,6 +148,7 @@ class PoemBatches:
         places = np.arange(first, min(first + size, len(self._lengths)))
         chosen = self._order(epoch, places) if self._order else places
         starts, lengths = np.zeros((2, size), np.int64)
+        chosen = chosen[np.argsort(-self._lengths[chosen].astype(np.int64), kind="stable")]
         starts[: len(chosen)], lengths[: len(chosen)] = self._starts[chosen], self._lengths[chosen]
         return Batch(*windows(self._tokens, starts, lengths, self._seq_length, self._padding), np.full(size, True))
 
@@ -224,6 +230,19 @@ def unmasked_rows(mask: Array, parts: int = PARTS) -> Array | None:
     fullest = max(size - int(masked.sum(axis=1).min()), 1)
     rows = -(-fullest * parts // size) * size // parts
     return None if rows == size else masked.argsort(axis=1, kind="stable")[:, :rows].astype(np.int32)
+
+
+def stretches(mask: Array, parts: int = WIDTHS) -> tuple[Stretch, ...]:
+    """What of mask [B, T] need be computed where the rows stand longest first: stretches of steps, one after the other,
+    and of how many rows, the first ones; B rows or a `parts`-th less at a time, so that stretches are few. Where rows
+    stand otherwise, one of everything."""
+    B, T = mask.shape
+    if (mask[1:] > mask[:-1]).any():
+        return ((0, T, B),)
+    rows = -(-mask.sum(axis=0) * parts // B) * B // parts  # [T], falling
+    rows[0] = max(rows[0], 1)
+    ends = np.flatnonzero(np.diff(rows, append=0)) + 1
+    return tuple((start, stop, int(rows[start])) for start, stop in pairwise([0, *ends.tolist()]))
 
 
 def stack(batches: Sequence[Batch]) -> Batch:

@@ -5,10 +5,10 @@ prompt, N generated tokens. NumPy arrays cross this border, framework arrays nev
 runner carries it from call to call and looks inside only through `dump_state`. Losses are in nats (natural logarithms).
 Every function is deterministic: the same call on the same device gives the same bits.
 
-Time runs to the right and so does padding: `mask` is False only at the end of a row. A padded step goes through the
-layers like any other and weighs nothing, so no real step ever sees it, its gradient is exactly zero, and shapes stay
-fixed; its logits need not be computed. A many-to-one model predicts at the last unmasked step of a row only; a row that
-is all padding weighs nothing.
+Time runs to the right and so does padding: `mask` is False only at the end of a row. A padded step weighs nothing: no
+real step ever sees it, its gradient is exactly zero, and neither its states nor its logits need be computed. A row that
+ends in padding has ended, so its state after the batch is zero. A many-to-one model predicts at the last unmasked step
+of a row only; a row that is all padding weighs nothing.
 """
 
 from collections.abc import Callable, Mapping

@@ -50,6 +50,12 @@ class MistakenLayers:
             return state
         return {name: np.where(reset[:, None], 0, value) for name, value in state.items()}
 
+    def _end(self, after: Arrays, mask: Array) -> Arrays:
+        """The state after a batch, with the rows zeroed that have ended."""
+        if self._made & {"state of ended rows kept", "mask ignored"}:
+            return after
+        return {name: np.where(mask[:, -1:], value, 0) for name, value in after.items()}
+
     def _outputs(self, tokens: Array, state: Arrays, step: int | None = None) -> tuple[Array, Arrays, list[Layer]]:
         """tokens [B, T] -> outputs of the top layer [B, T, H], state after, what happened in each layer."""
         model, made = self._model, self._made

@@ -67,7 +67,7 @@ class MistakenModel(MistakenLayers):
         for k in range(len(batches.tokens)):
             batch = Batch(*(each[k] for each in batches))
             outputs, after, _ = self._outputs(batch.tokens, self._start(state, batch.reset))
-            state = state if "state not carried in evaluation" in self._made else after
+            state = state if "state not carried in evaluation" in self._made else self._end(after, batch.mask)
             chosen = self._choose(outputs, batch)
             logits = self._decode(chosen.outputs)
             weights = np.ones_like(chosen.mask) if "mask ignored" in self._made else chosen.mask
@@ -97,7 +97,7 @@ class MistakenModel(MistakenLayers):
         if "gradient of a reset row kept" not in made:
             d_state = {name: np.where(batch.reset[:, None], 0, value) for name, value in d_state.items()}
         loss = float((nats(logits, chosen.targets) * weights).sum())
-        return loss, Gradients({name: gradients[name] for name in self._names}, d_state), after
+        return loss, Gradients({name: gradients[name] for name in self._names}, d_state), self._end(after, batch.mask)
 
     def train_steps(self, batches: Batch, state: Arrays, learning_rates: Array) -> TrainingSteps:
         made, losses, norms = self._made, [], []

@@ -68,7 +68,7 @@ class Workload:
         mask = np.ones((rows, length), bool)
         if self.padded:
             share = SHORTEST_POEM + (1 - SHORTEST_POEM) * uniforms(9, f"bench.{step}", rows)
-            mask = np.arange(length) < np.ceil(share * length)[:, None]
+            mask = np.arange(length) < np.sort(np.ceil(share * length))[::-1, None]
         reset = np.full(rows, self.padded or step == 0)
         return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), mask, reset)
 
@@ -78,14 +78,14 @@ class Workload:
 
     def operations(self) -> int:
         """Floating-point operations that a step cannot do without: two for each multiplication and addition of the
-        matrix products, three times (forward, and backward to inputs and to weights). Logits of padding are not needed.
-        A one-hot input picks rows; so does an embedding of few symbols, whose product with the weights is made once for
+        matrix products, three times (forward, and backward to inputs and to weights). Of padding nothing is needed. A
+        one-hot input picks rows; so does an embedding of few symbols, whose product with the weights is made once for
         each symbol.
         """
-        m, positions = self.model, self.batch_size * self.seq_length
+        m, positions = self.model, int(self.batch(0).mask.sum())
         gates = GATES[m.cell] * m.hidden_size
         products = positions * m.hidden_size * gates * (2 * m.num_layers - 1)
-        products += int(self.batch(0).mask.sum()) * m.hidden_size * self.vocabulary_size
+        products += positions * m.hidden_size * self.vocabulary_size
         products += min(positions, self.vocabulary_size) * m.embedding_size * gates
         return 6 * products
 

@@ -58,8 +58,8 @@ def test_threads_that_share_a_batch_compute_what_one_computes(name, shares):
 
 
 def masks_of_the_first_rows(patch):
-    right = dropout.keep_mask
-    patch.setattr(dropout, "keep_mask", lambda outputs, layer, given: right(outputs, layer, given._replace(first=0)))
+    right, first = dropout.keep_mask, slice(0, None, 1)
+    patch.setattr(dropout, "keep_mask", lambda outputs, layer, given: right(outputs, layer, given._replace(rows=first)))
 
 
 def means_of_their_own(patch):
@@ -74,7 +74,7 @@ def gradients_of_one(patch):
 
     def first_only(self, batch, state, given, count):
         loss, gradients, *states = right(self, batch, state, given, count)
-        others = given is not None and given.first > 0
+        others = given is not None and given.rows.start > 0
         return loss, {name: 0 * each if others else each for name, each in gradients.items()}, *states
 
     patch.setattr(model.Model, "_share_gradients", first_only)
@@ -95,15 +95,15 @@ def test_rows_are_shared_evenly_and_not_too_few(monkeypatch):
     threads = parallel.Threads(open_device(RuntimeConfig(device="cpu")))
     monkeypatch.setattr(threads, "_count", 4)
 
-    def ends(rows, width):
+    def shared(rows, width):
         with threads.share(rows, width) as each:
-            return each(lambda share: (share.start, share.stop))
+            return each(lambda share: list(range(rows)[share]))
 
-    assert ends(10, 4096) == [(0, 2), (2, 5), (5, 7), (7, 10)]
-    assert ends(10, parallel.LEAST // 4) == [(0, 5), (5, 10)]
-    assert ends(2, 10**6) == [(0, 1), (1, 2)]
-    assert ends(64, 0) == [(0, 64)]
-    assert ends(0, 512) == [(0, 0)]
+    assert shared(10, 4096) == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+    assert shared(10, parallel.LEAST // 4) == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    assert shared(2, 10**6) == [[0], [1]]
+    assert shared(64, 0) == [list(range(64))]
+    assert shared(0, 512) == [[]]
 
 
 def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():

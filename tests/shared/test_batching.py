@@ -16,6 +16,7 @@ from shared.batching import (
     StreamBatches,
     WindowBatches,
     stack,
+    stretches,
     unmasked_targets,
 )
 from shared.contract import Batch
@@ -158,6 +159,7 @@ def test_poems_are_neither_lost_nor_duplicated(
     for batch in epoch_of(batches, epoch):
         check_form(batch, batch_size, seq_length)
         assert batch.reset.all()
+        assert (np.diff(batch.mask.sum(axis=1)) <= 0).all()
         assert (batch.targets[batch.mask] == VOCABULARY.eos).sum() == batch.mask.any(axis=1).sum()
         assert (batch.tokens[batch.mask.any(axis=1), 0] == VOCABULARY.bos).all()
 
@@ -166,7 +168,9 @@ def test_poems_are_shuffled_anew_every_epoch() -> None:
     orders = [rows_read(poem_batches(), epoch) for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == 4
     assert rows_read(poem_batches(seed=2), 0) != orders[0]
-    assert rows_read(poem_batches(shuffle=False), 3) == list(POEMS)
+    size, unshuffled = 3, list(POEMS)
+    in_order = [sorted(unshuffled[k : k + size], key=len, reverse=True) for k in range(0, len(unshuffled), size)]
+    assert rows_read(poem_batches(shuffle=False), 3) == [poem for batch in in_order for poem in batch]
 
 
 def test_batches_depend_on_epoch_and_index_alone() -> None:
@@ -210,6 +214,34 @@ def test_cut_poems_leave_none_out() -> None:
 def test_poems_need_a_vocabulary_with_marks() -> None:
     with pytest.raises(VocabularyError, match="begins and ends"):
         PoemBatches([np.array([0, 1])], 1, 4, Vocabulary(("a", "b")), 0, shuffle=False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "found"),
+    [
+        ([6, 3, 1], ((0, 1, 3), (1, 3, 2), (3, 6, 1))),
+        ([6, 6, 6], ((0, 6, 3),)),
+        ([5, 2, 0], ((0, 2, 2), (2, 5, 1))),
+        ([0, 0, 0], ((0, 1, 1),)),
+        ([6, 5, 5, 5, 4, 3, 2, 1], ((0, 2, 8), (2, 4, 6), (4, 5, 4), (5, 6, 2))),  # by quarters of 8
+        ([4, 6, 1], ((0, 6, 3),)),  # not the longest first
+    ],
+)
+def test_stretches_by_hand(lengths: list[int], found: tuple[tuple[int, int, int], ...]) -> None:
+    assert stretches(np.arange(6) < np.array(lengths)[:, None]) == found
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=30), st.integers(1, 20), st.integers(1, 9))
+def test_stretches_cover_all_that_is_not_padding(lengths: list[int], T: int, parts: int) -> None:
+    mask = np.arange(T) < np.sort(np.minimum(lengths, T))[::-1, None]
+    covered, done = np.zeros_like(mask), 0
+    for start, stop, rows in stretches(mask, parts):
+        assert start == done < stop
+        covered[:rows, start:stop], done = True, stop
+    assert (covered >= mask).all()
+    assert len(stretches(mask, parts)) <= parts
+    assert (covered.sum(axis=0) - mask.sum(axis=0) <= max(1, -(-len(lengths) // parts))).all()
 
 
 def test_stack_adds_a_leading_axis() -> None:
