@@ -18,6 +18,14 @@ CASES = {
     "a row all padding": ("scratch", PLAIN, [(9, 0, 5), (9, 0, 5), (9, 0, 5)]),
     "of each batch another": ("fused", TIED, [(1, 0, 2), (16, 4, 7), (3, 12, 1)]),
     "of one batch none": ("native", PLAIN, [(1, 0, 2), (16, 16, 16), (3, 12, 1)]),
+    "the longest rows first": ("fused", TIED, [(16, 9, 4), (12, 5, 0), (16, 16, 2)]),
+    "the longest first, two layers": ("fused", {**PLAIN, "num_layers": 2}, [(11, 11, 1), (3, 0, 0), (16, 8, 8)]),
+    "the longest first, gru": ("fused", {**PLAIN, "cell": "gru"}, [(16, 9, 4), (12, 5, 0), (16, 16, 2)]),
+    "one prediction a row, the longest first": (
+        "fused",
+        {**PLAIN, "many_to_one": True},
+        [(16, 2, 1), (9, 7, 0), (3, 3, 3)],
+    ),
     "one prediction a row": ("fused", {**PLAIN, "many_to_one": True}, [(1, 0, 2), (16, 4, 7), (3, 12, 1)]),
 }
 """Engine, model, and the unmasked steps of each row, of each batch of a stack."""
@@ -81,6 +89,35 @@ def test_a_batch_all_padding_has_no_loss(impl):
     assert all(not values.any() for values in model.dump_state(steps.state).values())
     score = model.evaluate(stacked, state)
     assert score[:3] == (0, 0, 0)
+
+
+def left_out(right):
+    return right
+
+
+def a_row_too_few(right):
+    return tuple((start, stop, max(rows - 1, 1)) for start, stop, rows in right)
+
+
+def a_step_too_few(right):
+    *before, (start, stop, rows) = right
+    return (*before, (start, max(stop - 1, start + 1), rows))
+
+
+@pytest.mark.parametrize("changed", [left_out, a_row_too_few, a_step_too_few])
+def test_padded_steps_are_left_out_and_no_others(impl, changed, monkeypatch):
+    module = importlib.import_module(f"impl_{impl}.model")
+    if impl in ("jax", "tf"):
+        pytest.skip(f"{impl} computes padded steps: its programs have fixed shapes")
+    made, right = [], module.stretches
+    monkeypatch.setattr(module, "stretches", lambda mask: made.append(changed(right(mask))) or made[-1])
+    (model, state), (numpy, numpys) = make(impl, "fused"), make("numpy")
+    batch = Batch(*(each[0] for each in stack_of([(T, 9, 4)])))
+    found, expected = (each.loss_and_gradients(batch, by)[1] for each, by in ((model, state), (numpy, numpys)))
+    agree = worst(found.parameters, expected.parameters) < 1e-12
+    assert agree == (changed is left_out)
+    if agree:
+        assert made == [((0, 4, 3), (4, 9, 2), (9, T, 1))]
 
 
 def rows_decoded(impl, monkeypatch):
