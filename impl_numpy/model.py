@@ -1,5 +1,6 @@
 """The LanguageModel in NumPy; the rules are in shared.contract."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,7 +22,7 @@ from impl_numpy.loss import (
 )
 from impl_numpy.native import require_native
 from impl_numpy.optimizer import clip, init_slots, norms, together, update
-from impl_numpy.parallel import Each, Threads, interleaved
+from impl_numpy.parallel import Each, Threads, dealt, interleaved
 from impl_numpy.unroll import SCRATCH, Engine, cell_of, unroll_layers, unroll_layers_backward
 from shared.batching import stretches
 from shared.config import ModelConfig, OptimizerConfig, RuntimeConfig
@@ -178,6 +179,10 @@ class Model:
         """Threads for so many rows. The scratch engine, which is written to be read, gives all to one."""
         return self._threads.share(rows, self._model.hidden_size if self._engine is FUSED else 0)
 
+    def _dealt(self, hand: slice) -> list[str]:
+        """The parameters of one thread, that which has these rows of a batch."""
+        return dealt({name: math.prod(shape) for name, shape in self._shapes.items()}, hand.step)[hand.start]
+
     def _dropout(self, step: int | None) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
         rates = self._model.dropout_rates
@@ -264,9 +269,13 @@ class Model:
             return self._share_gradients(at(batch, rows), rows_of(state, rows), own, count)
 
         losses, (gradients, *others), d_states, afters = zip(*each(share), strict=True)
-        for other in others:
-            for name, gradient in other.items():
-                gradients[name] += gradient
+
+        def add(hand: slice) -> None:
+            for name in self._dealt(hand):
+                for other in others:
+                    gradients[name] += other[name]
+
+        each(add)
         return sum(losses), gradients, joined(d_states), joined(afters)
 
     def _share_gradients(
@@ -308,7 +317,12 @@ class Model:
         norm = together(each)
         finite = bool(np.isfinite(loss) & np.isfinite(norm))
         clipped = clip(self._optimizer, gradients, norm)
-        update(self._optimizer, self._parameters, clipped, self._slots, self._step, finite, learning_rate)
+
+        def update_some(hand: slice) -> None:
+            some = {name: self._parameters[name] for name in self._dealt(hand)}
+            update(self._optimizer, some, clipped, self._slots, self._step, finite, learning_rate)
+
+        threads(update_some)
         self._step += finite
         return each, float(loss), float(norm), finite, after if finite else self.initial_state(len(batch.reset))
 

@@ -3,7 +3,7 @@ each thread takes rows of its own (of two threads, every second one: as long as 
 layers and back, with a BLAS of one thread, and nobody waits between two steps. Messages between processes NumPy has
 none."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -56,6 +56,17 @@ def interleaved(parts: Sequence[Array]) -> Array:
     for k, part in enumerate(parts):
         whole[k :: len(parts)] = part
     return whole
+
+
+def dealt(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Names in so many hands, of about as many numbers each: the next largest to whoever has least."""
+    hands: list[list[str]] = [[] for _ in range(count)]
+    held = [0] * count
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        least = held.index(min(held))
+        hands[least].append(name)
+        held[least] += sizes[name]
+    return hands
 
 
 def open_team(parallel: ParallelConfig, runtime: RuntimeConfig) -> NoReturn:

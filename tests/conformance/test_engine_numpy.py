@@ -106,6 +106,14 @@ def test_rows_are_shared_evenly_and_not_too_few(monkeypatch):
     assert shared(0, 512) == [[]]
 
 
+def test_parameters_are_dealt_out_evenly():
+    sizes = {"a": 5, "b": 9, "c": 2, "d": 7, "e": 0}
+    hands = parallel.dealt(sizes, 2)
+    assert sorted(name for hand in hands for name in hand) == list(sizes)
+    assert sorted(sum(sizes[name] for name in hand) for hand in hands) == [11, 12]
+    assert parallel.dealt(sizes, 1) == [["b", "d", "a", "c", "e"]]
+
+
 def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():
     def numbers():
         return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
