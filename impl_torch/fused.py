@@ -48,13 +48,16 @@ def unroll_stretches(
 ) -> tuple[Array, Any, Record | None]:
     """As `unroll_fused`, but only the steps and rows of these stretches (`shared.batching.stretches`) are computed.
     Outputs of the others are zero, and so is the state of the rows that have none in the last."""
-    (T, B), outputs, after, stop = inputs.shape[:2], [], state, 0
-    for start, stop, rows in stretches:
+    (T, B), outputs, after = inputs.shape[:2], [], state
+    lengths = [stop - start for start, stop, _ in stretches]
+    # Split, not sliced: the gradient of a slice is zero elsewhere, and written everywhere.
+    *parts, left = inputs.split([*lengths, T - sum(lengths)])
+    for part, (*_, rows) in zip(parts, stretches, strict=True):
         after = cell.state(*(field[:rows] for field in after))
-        some, after, _ = unroll_fused(cell, inputs[start:stop, :rows], after, weights, record)
+        some, after, _ = unroll_fused(cell, part[:, :rows], after, weights, record)
         outputs.append(pad(some, (0, 0, 0, B - rows)))
     after = cell.state(*(pad(field, (0, 0, 0, B - len(field))) for field in after))
-    return pad(torch.cat(outputs), (0, 0, 0, 0, 0, T - stop)), after, None
+    return torch.cat([*outputs, after.hidden.new_zeros(*left.shape[:2], after.hidden.shape[1])]), after, None
 
 
 class GRULoop(torch.autograd.Function):
