@@ -12,15 +12,29 @@ from matplotlib.figure import Figure
 from runner.console import markdown_table, say, show_table
 from runner.measurement import label, shown
 from runner.outcome import METRICS, read_run, written
-from runner.reporting.pictures import GREY, LEGEND, PALETTE, POINTS, WIDTH, floats, png, shorten, smooth, svg
+from runner.reporting.pictures import (
+    GREY,
+    LEGEND,
+    PALETTE,
+    POINTS,
+    WIDTH,
+    floats,
+    logarithmic,
+    png,
+    shorten,
+    smooth,
+    svg,
+)
 from runner.study import STATISTICS, Listing
 from shared.statistics import MEASURES
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
 MARKS = "DX*Pvs"
 """Shapes of what others have."""
-SHORT = 26
-"""Characters of a label, three of which stand side by side."""
+SHORT, MIDDLING = 26, 40
+"""Characters of labels of which three, or two, stand side by side."""
+FEW = 4
+"""Runs whose names are written out."""
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
@@ -105,14 +119,14 @@ def draw_lines(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any
     impls, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("impl", "name"))
     crossed = len(rows) == len(impls) * len(names) and len(impls) > 1 and len(names) > 1
     figure.set_size_inches(1.3 * WIDTH, 3.6 + 0.2 * (len(rows) // 3))
-    axes = figure.subplots()
+    axes, width = figure.subplots(), 30 if len(rows) > FEW else 60
     for number, row in enumerate(rows):
         place = names.index(row["name"]) if crossed else number
         wide = crossed and row["impl"] == impls[0]
         line: dict[str, Any] = {"linewidth": 3.4, "alpha": 0.45} if wide else {"linewidth": 1.2}
         line |= {"linestyle": DASHES[place // len(PALETTE) % len(DASHES)], "color": PALETTE[place % len(PALETTE)]}
         line |= {"marker": ".", "markersize": 4} if chosen["split"] == "held-out" else {}
-        axes.plot(*points(listing, row, chosen), label=shorten(title(listing, row), 30), **line)
+        axes.plot(*points(listing, row, chosen), label=shorten(title(listing, row), width), **line)
     for mark, shape in zip(chosen.get("marks", ()), cycle(MARKS)):
         look: dict[str, Any] = {"color": GREY, "linestyle": "none", "markersize": 7}
         axes.plot(mark["at"], mark["value"], marker=shape, label=shorten(mark["name"], 40), **look)
@@ -157,6 +171,7 @@ def draw_bars(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any]
     axes.set_xlabel(METRICS[metric].label)
     if listing.study.picture.get("log"):
         axes.set_xscale("log")
+        logarithmic(axes.xaxis)
     figure.suptitle(shorten(listing.study.title), x=0.01, ha="left")
 
 
@@ -164,10 +179,13 @@ def finished(figure: Figure, axes: Axes, listing: Listing, chosen: Mapping[str, 
     """Title, scale and legend."""
     if chosen.get("log"):
         axes.set_yscale("log", nonpositive="mask")
+        logarithmic(axes.yaxis)
     if chosen.get("log_over"):
         axes.set_xscale("log", nonpositive="mask")
+        logarithmic(axes.xaxis)
     labels = axes.get_legend_handles_labels()[1]
-    axes.legend(**LEGEND | {"ncols": 3 if max(map(len, labels)) <= SHORT else 2})
+    longest = max(map(len, labels))
+    axes.legend(**LEGEND | {"ncols": 3 if longest <= SHORT else 2 if longest <= MIDDLING else 1})
     figure.suptitle(shorten(listing.study.title), x=0.01, ha="left")
 
 

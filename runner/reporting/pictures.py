@@ -14,6 +14,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec
 import numpy as np
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
@@ -263,9 +264,7 @@ def draw_norms(axes: Axes, series: Mapping[str, Series], colours: Mapping[str, s
             fontsize=8,
         )
     axes.set_yscale("log", nonpositive="mask")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    logarithmic(axes.yaxis)
     axes.set_ylabel("gradient norm")
 
 
@@ -350,6 +349,15 @@ def log_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[floa
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(math.log10(value))}"))
+
+
+def logarithmic(axis: Axis) -> None:
+    """Ticks of a logarithmic scale, written out: matplotlib's are TeX, which is not read here. The finer the less is
+    shown."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5), numticks=6))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
