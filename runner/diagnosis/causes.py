@@ -39,6 +39,7 @@ ROWS = {
     "reset ignored": "rows that start anew keep the old state",
     "state of ended rows kept": "rows that end in padding keep their state",
     "mask ignored": "padding counts like any other step: the mask is ignored",
+    "mask ignored in the loss": "padding counts in the loss like any other step",
     "the window's last step predicts": "the last step of the window predicts, padding or not",
     "empty rows counted": "a row that is all padding counts, too",
 }

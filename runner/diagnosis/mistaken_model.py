@@ -14,6 +14,9 @@ from shared.contract import Batch, Evaluation, Gradients, TrainingSteps
 from shared.parameters import STATES, parameter_shapes
 from shared.sampling import SamplingRule
 
+UNMASKED = frozenset({"mask ignored", "mask ignored in the loss"})
+"""With these, padding weighs as much as any other step."""
+
 
 class Chosen(NamedTuple):
     """The outputs that predict: M = T, or 1 of a many-to-one model."""
@@ -70,7 +73,7 @@ class MistakenModel(MistakenLayers):
             state = state if "state not carried in evaluation" in self._made else self._end(after, batch.mask)
             chosen = self._choose(outputs, batch)
             logits = self._decode(chosen.outputs)
-            weights = np.ones_like(chosen.mask) if "mask ignored" in self._made else chosen.mask
+            weights = np.ones_like(chosen.mask) if self._made & UNMASKED else chosen.mask
             hit = logits.argmax(-1) == chosen.targets
             right = hit.sum() if "hits on padding" in self._made else (hit & weights).sum()
             sums += [(nats(logits, chosen.targets) * weights).sum(), weights.sum(), right]
@@ -167,8 +170,8 @@ class MistakenModel(MistakenLayers):
     def _weights_of(self, mask: Array) -> Array:
         """What each prediction weighs in the loss."""
         made, count = self._made, mask.sum()
-        mask = np.ones_like(mask) if "mask ignored" in made else mask
-        if made & {"mask ignored", "mean over padding"}:
+        mask = np.ones_like(mask) if made & UNMASKED else mask
+        if made & {*UNMASKED, "mean over padding"}:
             count = mask.size
         if "mean over rows" in made:
             count = len(mask)
