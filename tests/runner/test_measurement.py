@@ -84,8 +84,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "rhyme.txt").write_text("the cat sat on the mat and the rat ran after that.\n" * 60, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "SHORT", 0)
-        patch.setattr(train, "SHORT_PER_SYMBOL", 0)
+        patch.setattr("runner.training.ending.SHORT", 0)
+        patch.setattr("runner.training.ending.SHORT_PER_SYMBOL", 0)
         options = ["--corpus", str(folder / "rhyme.txt"), "--epochs", "2", "--run-dir", str(folder / "run"), *SMALL]
         assert train.run(parse(options)) == 0
     return folder
