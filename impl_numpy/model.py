@@ -67,6 +67,7 @@ class Model:
         self._threads = Threads(self._place)
         self._dropout_keys = tuple(dropout_keys(seed, layer) for layer in range(model.num_layers))
         self._shapes = parameter_shapes(model, vocabulary_size)
+        self._sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         clipped_layers(optimizer, self._shapes)  # an unknown layer is said now
         self.load_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -181,7 +182,7 @@ class Model:
 
     def _dealt(self, hand: slice) -> list[str]:
         """The parameters of one thread, that which has these rows of a batch."""
-        return dealt({name: math.prod(shape) for name, shape in self._shapes.items()}, hand.step)[hand.start]
+        return dealt(self._sizes, hand.step)[hand.start]
 
     def _dropout(self, step: int | None) -> Dropout | None:
         """What the masks of a step depend on; None where nothing is dropped."""
@@ -214,8 +215,10 @@ class Model:
         return embed(tokens, self._parameters, activation), self._parameters
 
     def _engine_for(self, mask: Array) -> Engine:
-        """The engine; the fused one leaves out padded steps, mask [B, T], where rows stand longest first."""
-        return over(stretches(to_numpy(mask))) if self._engine is FUSED else self._engine
+        """The engine; the fused one leaves out padded steps, mask [B, T], where rows stand longest first. A GPU gains
+        nothing by it, and would have to be waited for."""
+        leaves_out = self._engine is FUSED and self._place.module is np
+        return over(stretches(mask)) if leaves_out else self._engine
 
     def _outputs(self, tokens: Array, state: State, engine: Engine) -> tuple[Array, State]:
         """tokens [T, B] -> outputs of the top layer [T, B, H], state."""

@@ -188,10 +188,11 @@ class Model:
         """Where a batch's mask [B, T] is True in [T, B], flat, None where everywhere; and the engine: the fused one
         leaves out padded steps where rows stand longest first, which a GPU has no gain of. Found here on the host, as
         a GPU would have to be waited for."""
-        rows = None if mask.all() or self._model.many_to_one else self._array(np.flatnonzero(mask.T))
-        if self._unroll is not unroll_fused or self._place.handle.type != "cpu" or mask.all():
-            return rows, self._unroll
-        return rows, partial(unroll_stretches, stretches(mask))
+        if mask.all():
+            return None, self._unroll
+        rows = None if self._model.many_to_one else self._array(np.flatnonzero(mask.T))
+        leaves_out = self._unroll is unroll_fused and self._place.handle.type == "cpu"
+        return rows, partial(unroll_stretches, stretches(mask)) if leaves_out else self._unroll
 
     def _weights(self) -> dict[str, Array]:
         """The parameters in the layers' precision, inside the graph."""

@@ -4,6 +4,7 @@ random state. A short window is padded at the right, where its mask is False."""
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -228,7 +229,7 @@ def unmasked_rows(mask: Array, parts: int = PARTS) -> Array | None:
     masked = ~mask.swapaxes(1, 2).reshape(len(mask), -1)
     size = masked.shape[1]
     fullest = max(size - int(masked.sum(axis=1).min()), 1)
-    rows = -(-fullest * parts // size) * size // parts
+    rows = in_parts(fullest, size, parts)
     return None if rows == size else masked.argsort(axis=1, kind="stable")[:, :rows].astype(np.int32)
 
 
@@ -239,10 +240,15 @@ def stretches(mask: Array, parts: int = WIDTHS) -> tuple[Stretch, ...]:
     B, T = mask.shape
     if (mask[1:] > mask[:-1]).any():
         return ((0, T, B),)
-    rows = -(-mask.sum(axis=0) * parts // B) * B // parts  # [T], falling
+    rows = in_parts(mask.sum(axis=0), B, parts)  # [T], falling
     rows[0] = max(rows[0], 1)
     ends = np.flatnonzero(np.diff(rows, append=0)) + 1
     return tuple((start, stop, int(rows[start])) for start, stop in pairwise([0, *ends.tolist()]))
+
+
+def in_parts(count: Any, size: int, parts: int) -> Any:
+    """A number of `size`, or several, rounded up to whole `parts`-ths of it."""
+    return -(-count * parts // size) * size // parts
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
