@@ -83,6 +83,19 @@ def test_the_logarithmic_panel_has_its_decades():
     assert {"1e-7", "1e-6"} <= set(read_svg(svg(curves, runs)).split())
 
 
+@pytest.mark.parametrize("high", [1.5, 3.0, 20.0, 900.0, 1e6, 3e26])
+def test_a_logarithmic_axis_has_numbers_over_every_range(high):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [0.9, high])
+    axes.set_yscale("log")
+    pictures.logarithmic(axes.yaxis)
+    low, high = axes.get_ylim()
+    shown = [f"{value:g}" for value in axes.get_yticks() if low <= value <= high]
+    assert 2 <= len(shown) <= 8
+    assert [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high] == shown
+
+
 def test_smoothing_keeps_lines_straight():
     line = np.linspace(3, 1, 200)
     np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
