@@ -35,6 +35,8 @@ SHORT, MIDDLING = 26, 40
 """Characters of labels of which three, or two, stand side by side."""
 FEW = 4
 """Runs whose names are written out."""
+DISTINCT = 60
+"""Points of a line that are marked one by one."""
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
@@ -125,14 +127,16 @@ def draw_lines(figure: Figure, listing: Listing, rows: Sequence[Mapping[str, Any
         wide = crossed and row["impl"] == impls[0]
         line: dict[str, Any] = {"linewidth": 3.4, "alpha": 0.45} if wide else {"linewidth": 1.2}
         line |= {"linestyle": DASHES[place // len(PALETTE) % len(DASHES)], "color": PALETTE[place % len(PALETTE)]}
-        line |= {"marker": ".", "markersize": 4} if chosen["split"] == "held-out" else {}
-        axes.plot(*points(listing, row, chosen), label=shorten(title(listing, row), width), **line)
+        places, values = points(listing, row, chosen)
+        line |= {"marker": ".", "markersize": 4} if len(places) <= DISTINCT else {}
+        axes.plot(places, values, label=shorten(title(listing, row), width), **line)
     for mark, shape in zip(chosen.get("marks", ()), cycle(MARKS)):
         look: dict[str, Any] = {"color": GREY, "linestyle": "none", "markersize": 7}
         axes.plot(mark["at"], mark["value"], marker=shape, label=shorten(mark["name"], 40), **look)
     finished(figure, axes, listing, chosen)
     axes.set_xlabel(chosen["over"])
-    split = {"train": "training"}.get(chosen["split"], chosen["split"])
+    learned = any(row["figures"].get("training_text_perplexity") for row in rows)  # where nothing is held out
+    split = "training" if chosen["split"] == "train" else "training text's" if learned else "held-out"
     axes.set_ylabel(f"{split} {chosen['value'].replace('_', ' ')}")
 
 
@@ -183,6 +187,8 @@ def finished(figure: Figure, axes: Axes, listing: Listing, chosen: Mapping[str, 
     if chosen.get("log_over"):
         axes.set_xscale("log", nonpositive="mask")
         logarithmic(axes.xaxis)
+    elif chosen["over"] != "seconds":
+        axes.locator_params(axis="x", integer=True)
     labels = axes.get_legend_handles_labels()[1]
     longest = max(map(len, labels))
     axes.legend(**LEGEND | {"ncols": 3 if longest <= SHORT else 2 if longest <= MIDDLING else 1})

@@ -1,5 +1,6 @@
 """A study as a user runs it: its table and picture, and that it goes on where it stopped, however it was stopped."""
 
+import html
 import json
 import os
 import re
@@ -162,7 +163,8 @@ def test_table_picture_and_files(folder, monkeypatch, capsys):
 
 
 def test_seconds_marks_and_another_recipe(folder):
-    (folder / "large.toml").write_text(RECIPE.replace("hidden_size = 12", "hidden_size = 20"), "utf-8")
+    (folder / "small.toml").write_text(whole := RECIPE + "held_out = 0.0\n", "utf-8")
+    (folder / "large.toml").write_text(whole.replace("hidden_size = 12", "hidden_size = 20"), "utf-8")
     marks = 'over = "seconds"\nlog_over = true\nmarks = [{ name = "nobody\'s <i>", at = 0.5, value = 3.0 }]'
     text = STUDY.replace('over = "step"', marks).replace(
         'name = "two layers"', 'name = "larger"\nrecipe = "large.toml"'
@@ -178,6 +180,10 @@ def test_seconds_marks_and_another_recipe(folder):
     assert trained == sorted(trained)
     assert lines[-1]["split"] == "held-out"
     assert trained[-1] == pytest.approx(lines[-1]["seconds"], abs=2e-3)
+    (folder / "rates.toml").write_text(text.replace('split = "train"', 'split = "held-out"'), "utf-8")
+    run(folder, "--max-steps", "3")  # only drawn again
+    assert "training text's loss" in html.unescape((folder / "runs/study-rates/study.svg").read_text("utf-8"))
+    assert metrics(folder, 1).read_text("utf-8").count("\n") == len(lines)
 
 
 def test_bars_and_temperatures(folder):
